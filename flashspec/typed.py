@@ -10,13 +10,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields, replace
 from numbers import Real
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Entry = TypeVar("Entry", bound=Callable[..., Any])
 D = TypeVar("D", bound=Any)
 WORDS = {int: "a whole number", float: "a number", str: "a string", bool: "True or False", NoneType: "None"}
 LARGEST = 2**62  # of whole numbers that torch takes for a number
-MANY = {"a whole number": "whole numbers", "a string or Path": "strings"}
+MANY = {"a whole number": "whole numbers", "a number": "numbers", "a string": "strings", "a string or Path": "strings"}
 
 
 def typed(entry: Entry) -> Entry:
@@ -37,10 +37,22 @@ def typed(entry: Entry) -> Entry:
     return entry
 
 
+def in_words(hint: Any) -> str:
+    """A type as one would say it."""
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(map(in_words, get_args(hint)))
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(repr, get_args(hint)))
+    if _is_list(hint):
+        one = in_words(get_args(hint)[0])
+        return f"a list of {MANY.get(one, one)}"
+    return WORDS.get(hint, getattr(hint, "__name__", str(hint)))
+
+
 def refuse(name: str, value: Any, hint: Any) -> None:
     """ValueError where a value does not match its annotation."""
     if not _fits(value, hint):
-        raise ValueError(f"{name} must be {_words(hint)}, got {' '.join(reprlib.repr(value).split())}")
+        raise ValueError(f"{name} must be {in_words(hint)}, got {' '.join(reprlib.repr(value).split())}")
 
 
 def whole_numbers(name: str, values: Iterable[int]) -> tuple[int, ...]:
@@ -85,12 +97,3 @@ def _is_whole(value: Any) -> bool:
     except TypeError:
         return False
     return not isinstance(value, bool)
-
-
-def _words(hint: Any) -> str:
-    if get_origin(hint) in (Union, UnionType):
-        return " or ".join(map(_words, get_args(hint)))
-    if _is_list(hint):
-        one = _words(get_args(hint)[0])
-        return f"a list of {MANY.get(one, one)}"
-    return WORDS.get(hint, getattr(hint, "__name__", str(hint)))

@@ -35,9 +35,10 @@ def race(prompts=16, turns=2, temperatures=(0.0, 1.0), ks=(1, 2), noise=0.02, sp
         for k in (0,) if method == "baseline" else ks:
             length = 0.1 * (1 + 2 * prompt / prompts) * (1 + noise * dice.standard_normal())
             rows.append(Row(
-                "t", method, head, "int8" if head == "int8" else "bfloat16", k, "deferred", temperature, "coupling", "code", 64,
-                length / factor / (1.0 if k < 2 else 1.1), turn, prompt, draft="main" if method == "draft_model" else "",
-                text_digest="x", rounds=32, drafted=32 * k, judged=32 * k, accepted=32,
+                target="t", method=method, head=head, format="int8" if head == "int8" else "bfloat16", k=k, finalize="deferred",
+                temperature=temperature, rule="coupling", kind="code", emitted=64, turn=turn, prompt=prompt, text_digest="x",
+                seconds=length / factor / (1.0 if k < 2 else 1.1), draft="main" if method == "draft_model" else "",
+                rounds=32, drafted=32 * k, judged=32 * k, accepted=32,
             ))  # fmt: skip
     return pandas.DataFrame(map(vars, rows), columns=list(Row.__dataclass_fields__))
 
@@ -143,8 +144,9 @@ def drafted(draft, k, prompt, temperature, luck=0.0):
     who = {"draft": draft, "layers": LAYERS[draft], "body": BODY[draft], "head_bytes": 1000, "steps": 7} if k else {}
     counts = {"rounds": rounds, "drafted": k * rounds, "accepted": 100 - rounds, "actions_1": rounds} if k else {}
     return Row(
-        "t", "draft_model" if k else "baseline", "dense", "bfloat16", k, "deferred", temperature, "coupling", "code", 100,
-        seconds, 0, prompt, text_digest="x", overhead_seconds=0.0, **who, **counts, **timed,
+        target="t", method="draft_model" if k else "baseline", head="dense", format="bfloat16", k=k, finalize="deferred",
+        temperature=temperature, rule="coupling", kind="code", emitted=100, seconds=seconds, turn=0, prompt=prompt,
+        text_digest="x", overhead_seconds=0.0, **who, **counts, **timed,
     )  # fmt: skip
 
 

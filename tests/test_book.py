@@ -20,6 +20,7 @@ from trouble import ipynb
 from flashspec.cli.study import SESSION, session
 from flashspec.study import Refused, answers, experiment
 from flashspec.study import notebooks as books
+from flashspec.study.parameters import hints
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[!.]*.ipynb"))
@@ -117,8 +118,8 @@ def printed(path):
 @pytest.mark.parametrize(("line", "word"), [("k: int = n()", "and a literal"), ("k: complex = 1", "needs a type")])
 def test_a_parameters_cell_holds_parameters_with_type_and_default(tmp_path, line, word):
     found = books.parameters(notebook(tmp_path))
-    assert list(found) == ["k", "rate", "exact", "blocks", "fresh"] and found["k"] == books.Parameter(int, 4)
-    assert found["blocks"] == books.Parameter(list[int], [1, 2]) and found["exact"].kind is bool
+    assert hints(found) == {"k": int, "rate": float, "exact": bool, "blocks": list[int], "fresh": bool}
+    assert vars(found()) == {"k": 4, "rate": 0.5, "exact": True, "blocks": [1, 2], "fresh": False}
     refused(word, books.parameters, notebook(tmp_path, parameters=[line]))
 
 
@@ -189,8 +190,11 @@ def test_the_first_cell_behind_papermills_refuses_what_the_notebook_does_not_tak
     monkeypatch.chdir(path.parent)
     monkeypatch.setattr(experiment.Experiment, "run", lambda *given, **named: pytest.fail("it ran"))
     known = books.parameters(path)
-    whole = [name for name, each in known.items() if each.kind is int]
-    for values, words in [({"kk": 1}, "unknown parameter 'kk'"), *(({name: "x"}, f"{name!r} expects int") for name in whole[:1])]:
+    whole = [name for name, kind in hints(known).items() if kind is int]
+    for values, words in [
+        ({"kk": 1}, "unknown parameter 'kk'"),
+        *(({name: "x"}, f"{name!r} expects a whole number") for name in whole[:1]),
+    ]:
         said, _ = injected(path, values)
         assert isinstance(said, Refused) and words in str(said)
 

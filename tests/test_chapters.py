@@ -57,7 +57,9 @@ SMALL = {
 
 
 def declared(chapter):
-    return notebooks.parameters(NOTEBOOKS / f"{chapter}.ipynb")
+    """Types and defaults of a chapter's parameters, by name."""
+    kind = notebooks.parameters(NOTEBOOKS / f"{chapter}.ipynb")
+    return {name: (each, getattr(kind(), name)) for name, each in hints(kind).items()}
 
 
 def bare(value):
@@ -72,7 +74,7 @@ def bare(value):
 def page(chapter, values, typed=True):
     known, scope, shown = declared(chapter), {}, []
     given = {name: value for name, value in values.items() if name in known}
-    chosen = {name: parse_value(name, known[name].kind, value) if typed else bare(value) for name, value in given.items()}
+    chosen = {name: parse_value(name, known[name][0], value) if typed else bare(value) for name, value in given.items()}
     for cell in json.loads((NOTEBOOKS / f"{chapter}.ipynb").read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code":
             tree = ast.parse("".join(cell["source"]))
@@ -90,8 +92,8 @@ def small(folders, tmp_path_factory, monkeypatch):
     monkeypatch.setenv("FLASHSPEC_RESULTS", str(tmp_path_factory.getbasetemp() / "chapters-results"))
     quick = {"repeats": 3, "past": 8, "cold_megabytes": 1, "probes": (8, 64), "shortlist": (64,)}
     for name in ("draft_step", "qwen", "formats", "head_cost", "depth_times_head"):
-        monkeypatch.setitem(parts.PRESETS, name, parts.EXPERIMENT.parse({**vars(parts.PRESETS[name]), **quick}))
-    monkeypatch.setitem(recall.PRESETS, "head_build", recall.EXPERIMENT.parse({"rank": 16}))
+        monkeypatch.setitem(parts.EXPERIMENT.presets, name, parts.EXPERIMENT.preset(name, **quick))
+    monkeypatch.setitem(recall.EXPERIMENT.presets, "head_build", recall.EXPERIMENT.parse({"rank": 16}))
     monkeypatch.setattr(compare, "DRAWS", 50)
     ours = {name: str(path) for name, path in folders.items()}
     return SMALL | ours | {f"{side}_{name}": path for side in ("peer", "exit") for name, path in ours.items()}
@@ -154,8 +156,8 @@ def disagreements(chapter, experiment, preset, names=None):
     chosen, said = EXPERIMENTS[experiment], declared(chapter)
     wanted, kinds = chosen.preset(preset), hints(chosen.params)
     given = names or {name: name for name in kinds if name in said and (name != "shape" or experiment == "parts")}
-    lost = [here for here, there in given.items() if said[here].kind not in (kinds[there], listed(kinds[there]))]
-    held = {there: parse_value(here, kinds[there], said[here].default) for here, there in given.items()}
+    lost = [here for here, there in given.items() if said[here][0] not in (kinds[there], listed(kinds[there]))]
+    held = {there: parse_value(here, kinds[there], said[here][1]) for here, there in given.items()}
     meant = held if names else vars(chosen.parse(held))  # what a chapter leaves out stays at its default
     return lost + [name for name, value in meant.items() if value != getattr(wanted, name)]
 

@@ -44,7 +44,7 @@ CASES = {  # a command's beginning, and ends that make it wrong => words of the 
     "generate x --target {target} --draft {draft}":
         f"--max-new-tokens 1.5 | --k 0 | --k {HUGE} | --temperature nan | --seed 1e400 | --exits 99 --method self_speculation | "
         "--device moon | --system hello | --ids 1 => give a prompt | --tmperature 1 => --temperature | "
-        "--k many => 'k' expects int | --top-p 1.5 => top_p | --method magic => 'baseline' | "
+        "--k many => 'k' expects a whole number | --top-p 1.5 => top_p | --method magic => 'baseline' | "
         "--method dense --head best => in_context",
     DESIGN:
         "--out {target} | --out {target}/below | --out {home} | --out {draft} | --out {home}/link | --out {home}/text.txt | "

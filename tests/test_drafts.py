@@ -16,7 +16,7 @@ from flashspec.models.packed import rounded
 from flashspec.models.synthetic import reshaped, shape
 from flashspec.models.writing import write_digests
 from flashspec.study import drafts, family
-from flashspec.study.exits import CURVE, EXPERIMENT, PRESETS, Params, folder_of, shares
+from flashspec.study.exits import CURVE, EXPERIMENT, Params, folder_of, shares
 from flashspec.train.corpus import write_tokenizer
 
 
@@ -71,7 +71,7 @@ def test_a_row_is_what_a_loop_counts(home):
     assert row.loss == pytest.approx(loss, rel=1e-4) and row.right == right
     assert row.positions == sum(len(p.ids) - 1 for p in prompts) and row.asked == 2 and 0 <= row.chosen <= 2
     assert [r.kind for r in family.measure(replace(asked, kind=("prose",)))] == ["prose"]
-    refused("kind must be among code, prose", list, family.measure(replace(asked, kind=("song",))))
+    refused("kind must be one of code, prose", list, family.measure(replace(asked, kind=("song",))))
     refused("texts must be at least 1", replace, asked, texts=0)
 
 
@@ -105,8 +105,8 @@ def test_counts_are_those_of_a_loop(wanted):
 
 def test_an_exit_at_the_top_or_above_is_no_exit(wanted):
     refused("below the target's 6", list, EXPERIMENT.function(replace(wanted, depth=(6, 40))))
-    refused("source must be among", replace, wanted, source=("hearsay",))
-    rows = list(EXPERIMENT.function(PRESETS["exit_training"]))
+    refused("source must be one of", replace, wanted, source=("hearsay",))
+    rows = list(EXPERIMENT.function(EXPERIMENT.presets["exit_training"]))
     lines = (folder_of("reference", "target") / CURVE).read_text().splitlines()
     last = json.loads(lines[-1])
     assert len(rows) == 2 * len(lines) and {r.layers for r in rows} == {16}

@@ -12,9 +12,9 @@ from flashspec import METHODS, Models, Output, Sampling
 from flashspec.cli.main import status
 from flashspec.models.synthetic import shape
 from flashspec.study import live, parts, real_shapes, tables
-from flashspec.study.real_shapes import EXPERIMENT, PARTS, PRESETS, Params, Row
+from flashspec.study.real_shapes import EXPERIMENT, PARTS, Params, Row
 
-SMOKE = PRESETS["smoke"]
+SMOKE = EXPERIMENT.presets["smoke"]
 HEADS = {("dense", 0), ("flash", 8)}
 
 
@@ -66,8 +66,8 @@ def test_without_a_device_it_says_so(tmp_path, capsys, monkeypatch):
 
 
 test_nonsense_is_refused = refusing([
-    (lambda: replace(SMOKE, part=("hope",)), "part must be among"),
-    (lambda: replace(SMOKE, graphs=("on",)), "graphs must be among"),
+    (lambda: replace(SMOKE, part=("hope",)), "part must be one of"),
+    (lambda: replace(SMOKE, graphs=("on",)), "graphs must be one of"),
     (lambda: replace(SMOKE, draft="Q"), "not known"),
 ])  # fmt: skip
 

@@ -10,7 +10,7 @@ from shelf import refused
 
 import flashspec as fs
 from flashspec.decoding.lookup import LONGEST, SHORTEST, continuation
-from flashspec.measure import llama, llama_driver, peers
+from flashspec.measure import llama, peers
 
 PROMPT = (1, 2, 3)
 
@@ -35,8 +35,8 @@ def pair(tmp_path_factory):
 
 @pytest.mark.parametrize("k", [None, 1, 4])
 def test_the_token_count_is_fixed_whatever_the_stop_tokens(pair, k):
-    tokens = pair.greedy(PROMPT, 20, k)
-    assert len(tokens) == 20 and tokens == pair.greedy(PROMPT, 20)
+    tokens = pair.greedy(PROMPT, 20, k)["tokens"]
+    assert len(tokens) == 20 and tokens == pair.greedy(PROMPT, 20)["tokens"]
     assert min(tokens) < 48 and len(set(tokens)) > 3
 
 
@@ -90,44 +90,42 @@ def greedy(ids, count):
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_llama_cpps_loop_gives_plain_decodings_text(how, k):
     target, draft, call = Sums(), Sums(wrong=3), {"ids": [1, 2, 1, 2], "tokens": 40, "how": how, "k": k}
-    found = llama_driver.decode(target, draft, call)
+    found = llama.decode(target, draft, call)
     assert found["tokens"] == greedy([1, 2, 1, 2], 40) and target.held == [1, 2, 1, 2, *found["tokens"]][:-1]
     assert found["rounds"] + found["accepted"] == 39 and max(target.batches[1:]) <= k + 1
     assert (found["drafted"] > 0) == (how != "plain") and found["accepted"] <= found["drafted"]
     assert how != "draft" or sum(draft.batches) < 2 * (40 + k * found["rounds"])  # its cache is kept between rounds
-    assert llama_driver.decode(target, draft, call)["tokens"] == found["tokens"]
+    assert llama.decode(target, draft, call)["tokens"] == found["tokens"]
 
 
 def test_a_perfect_draft_is_accepted_whole_and_lookup_is_ours():
-    found = llama_driver.decode(Sums(), Sums(), {"ids": [3], "tokens": 41, "how": "draft", "k": 4})
+    found = llama.decode(Sums(), Sums(), {"ids": [3], "tokens": 41, "how": "draft", "k": 4})
     assert found["accepted"] == found["drafted"] == 32 and found["rounds"] == 8
     text = [5, 6, 7, 8, 9, 1, 6, 7, 2, 5, 6, 7]
-    assert llama_driver.looked_up(text, 3) == [8, 9, 1]
-    assert llama_driver.looked_up(text, 1) == continuation(torch.tensor(text), LONGEST, SHORTEST).tolist()
-    assert llama_driver.looked_up([1, 2, 3, 4], 3) == []
+    assert llama.looked_up(text, 3) == [8, 9, 1]
+    assert llama.looked_up(text, 1) == continuation(torch.tensor(text), LONGEST, SHORTEST).tolist()
+    assert llama.looked_up([1, 2, 3, 4], 3) == []
 
 
 def test_llama_cpp_is_refused_in_words_where_it_is_missing_or_fails(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(llama.PYTHON, raising=False)
+    monkeypatch.delenv(peers.PYTHON, raising=False)
     (file := tmp_path / "model.gguf").write_bytes(b"GGUF")
-    refused("make peer-llama", llama.Llama, file, None, 64, error=FileNotFoundError)
-    monkeypatch.setenv(llama.PYTHON, sys.executable)
-    refused("reads GGUF files, got folder", llama.Llama, tmp_path / "folder", None, 64)
-    refused("ended without an answer", llama.Llama, file, None, 64)
+    refused("make peer-llama", peers.Llama, file, None, 64, error=FileNotFoundError)
+    monkeypatch.setenv(peers.PYTHON, sys.executable)
+    refused("reads GGUF files, got folder", peers.Llama, tmp_path / "folder", None, 64)
+    refused("ended without an answer", peers.Llama, file, None, 64)
 
 
-@pytest.mark.skipif(not os.environ.get(llama.PYTHON), reason=f"needs llama-cpp-python: {llama.PYTHON}")
+@pytest.mark.skipif(not os.environ.get(peers.PYTHON), reason=f"needs llama-cpp-python: {peers.PYTHON}")
 def test_llama_cpp_speculates_and_refuses_what_is_too_long(tmp_path):
     for name, layers in (("target", 3), ("draft", 1)):
         test_export.checkpoint(tmp_path / name / "m", family="qwen2", tied=False, layers=layers)
         test_export.exported(tmp_path / name / "m", tmp_path / f"{name}.gguf", "gguf")
     ids, target, draft = (5, 9, 5, 9, 5), tmp_path / "target.gguf", tmp_path / "draft.gguf"
-    theirs, twice = llama.Llama(target, draft, 128), llama.Llama(target, target, 128)
+    theirs, twice = peers.Llama(target, draft, 128), peers.Llama(target, target, 128)
     plain, found = theirs.greedy(ids, 40), twice.greedy(ids, 40, 4)
     assert plain["tokens"] == theirs.greedy(ids, 40, 4)["tokens"] == found["tokens"] != theirs.greedy((1, 2), 40)["tokens"]
     assert found["accepted"] == found["drafted"] > 20 and 0 < plain["prefill_seconds"] < 1
     assert fs.generate(fs.load(target), list(ids), "baseline", max_new_tokens=8, stop=()).tokens == plain["tokens"][:8]
     refused("give a shorter prompt", theirs.greedy, [7] * 500, 100)
-    for each in (theirs, twice):
-        each.close()

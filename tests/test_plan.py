@@ -14,7 +14,17 @@ from flashspec.decoding.method import Method
 from flashspec.heads import registry
 from flashspec.measure import planning
 from flashspec.measure.costs import SETTLING, PairCosts, name_of, parts_of, pass_bytes, timed_turn
-from flashspec.measure.planning import Given, Question, Replayed, advise, forecast, head_cases, observe, shape_costs, stated_costs
+from flashspec.measure.planning import (
+    Question,
+    advise,
+    forecast,
+    head_cases,
+    observe,
+    replayed_on,
+    shape_costs,
+    stated_costs,
+    stated_rates,
+)
 from flashspec.measure.prompts import Prompt
 from flashspec.models.synthetic import synthetic
 from flashspec.study import advice
@@ -32,12 +42,12 @@ def stated(**changes):
 
 @pytest.mark.parametrize("alpha", [0.5, 0.95])
 def test_the_recommended_k_is_the_closed_forms_best(alpha):
-    best = advise(stated(), Given((alpha,)), QUESTION.methods)[0]
+    best = advise(stated(), stated_rates((alpha,)), QUESTION.methods)[0]
     rates = {k: throughput(tokens_per_check(alpha, k), Costs(6.69, 60.0), k) for k in range(1, 13)}
     assert best.method.k == max(rates, key=rates.get) and best.rate == pytest.approx(rates[best.method.k])
     assert best.method.finalize == "deferred"  # an eager final token costs a step and brings nothing
     assert best.speedup.low == best.speedup.high == pytest.approx(best.speedup.value)  # stated numbers carry no noise
-    slow = advise(stated(draft=60.0), Given((0.8,)), QUESTION.methods)
+    slow = advise(stated(draft=60.0), stated_rates((0.8,)), QUESTION.methods)
     assert next(advice.lines(slow, {})).startswith("do not speculate") and advice.verdict(best) == "speculate:"
 
 
@@ -64,10 +74,10 @@ def test_a_burst_is_no_multiple_of_a_token():
 
 
 def test_the_interval_grows_with_the_noise_and_an_interval_that_holds_one_is_unclear():
-    texts = Replayed({"dense": [[float((i + j) % 3 > 0) for j in range(40)] for i in range(4)]})
+    texts = replayed_on({"dense": [[float((i + j) % 3 > 0) for j in range(40)] for i in range(4)]})
     widths = [(f := forecast(noisy(s), texts, Method("model"))).speedup.high - f.speedup.low for s in (0.0, 0.1)]
     assert widths[0] < widths[1]
-    mixed = Replayed({"dense": [[0.0] * 40, [1.0] * 40, [0.0] * 40]})
+    mixed = replayed_on({"dense": [[0.0] * 40, [1.0] * 40, [0.0] * 40]})
     assert advice.verdict(advise(stated(), mixed, QUESTION.methods)[0]).startswith("no gain shown (the interval holds 1)")
 
 
@@ -88,12 +98,13 @@ def test_a_plan_measures_every_part_and_counts_what_live_decodes_count(observed)
     assert all(value > 0 for turn in costs.turns for name, value in turn.items() if name != "overhead")
     for writer in question.writers:
         live = [toys.run(models, replace(writer, k=3), prompt=list(p.ids), seed=0).stats for p in prompts]
-        found = replayed_all(texts.chances[name_of(writer)], 3)
+        found = replayed_all(texts[name_of(writer)], 3)
         assert (found.rounds, found.accepted) == (sum(s.rounds for s in live), sum(s.accepted for s in live))
 
 
 def test_a_plan_recommends_what_its_own_numbers_say(observed):
-    *_, question, _, costs, texts = observed
+    *_, question, _, costs, chances = observed
+    texts = replayed_on(chances)
     found = advise(costs, texts, question.methods)
     rates = {m: speedup(forecast(costs, texts, m).tar, costs.costs(m)[0], m.k, costs.costs(m)[1]) for m in question.methods}
     assert rates[found[0].method] == max(rates.values()) and len(found) == len(question.writers) * 2
@@ -109,7 +120,8 @@ WRITERS = [Method("model"), Method("model", "flash", probes=2)]
 
 
 def test_a_head_pays_exactly_if_its_round_gets_faster_and_the_first_line_says_so(observed):
-    *_, question, _, _, texts = observed
+    *_, question, _, _, chances = observed
+    texts = replayed_on(chances)
     costs = made(tokens={"dense": 0.6, "flash P=2": 0.3, "flash P=3": 0.35})
     cases = head_cases(costs, texts, question.writers, 3)
     said = list(advice.head_lines(cases, {}))
@@ -126,7 +138,7 @@ def test_a_head_pays_exactly_if_its_round_gets_faster_and_the_first_line_says_so
 
 @pytest.mark.parametrize(("seconds", "kept", "pays"), [(0.3, 1.0, False), (0.11, 1.0, True), (0.25, 0.0, False)])
 def test_a_head_that_is_not_cheaper_in_a_burst_or_keeps_too_little_does_not_pay_and_the_dense_one_is_taken(seconds, kept, pays):
-    texts = Replayed({"dense": [[1.0] * 40] * 3, "flash P=2": [[kept] * 40] * 3})
+    texts = replayed_on({"dense": [[1.0] * 40] * 3, "flash P=2": [[kept] * 40] * 3})
     costs = made(tokens={"dense": 0.3, "flash P=2": seconds})
     first, second, _ = advice.head_lines(head_cases(costs, texts, WRITERS, 3), {})
     if pays:
@@ -143,7 +155,7 @@ def test_shapes_cost_the_bytes_that_a_pass_reads():
     matrices = sum(weight.nbytes for weight in model.parameters() if weight.ndim == 2)
     assert pass_bytes("reference-draft") == pytest.approx(matrices, rel=1e-3)
     assert pass_bytes("qwen3-4b-awq") < 0.4 * pass_bytes("qwen3-4b")
-    speed = forecast(pair, Given((1.0,)), Method("model", k=4)).speedup.value
+    speed = forecast(pair, stated_rates((1.0,)), Method("model", k=4)).speedup.value
     assert speed == pytest.approx(5 * step / round_time(costs, 4)) and speed > 1.0
 
 
@@ -163,8 +175,8 @@ test_what_cannot_be_true_is_refused = refusing([
     (lambda: stated(draft=0.0), "the time of draft must be above 0"),
     (lambda: stated_costs({"step": 1.0, "draft": 1.0}), "the times lack check"),
     (lambda: stated(rest=1.0), "no part 'rest'"),
-    (lambda: Given((1.2,)), r"must lie in \[0, 1\], got 1.2"),
-    (lambda: Given(()), "needs one rate"),
+    (lambda: stated_rates((1.2,)), r"must lie in \[0, 1\], got 1.2"),
+    (lambda: stated_rates(()), "needs one rate"),
     (lambda: Question(max_k=0), "max_k must be at least 1"),
     (lambda: Question(repeats=2), "repeats must be at least 3"),
     (lambda: Question(head=("sparse",)), "head must be"),
@@ -226,7 +238,7 @@ def test_a_busy_machine_is_called_busy(load, spread, busy):
 
 
 def test_an_interval_wider_than_a_factor_of_two_gives_no_advice():
-    found = advise(stated(), Given((0.8,)), QUESTION.methods)[0]
+    found = advise(stated(), stated_rates((0.8,)), QUESTION.methods)[0]
     words = [advice.verdict(found._replace(speedup=Interval(1.5, low, 2.3))) for low in (1.1, 1.2)]
     assert words[0].startswith("no advice: the interval is wider than a factor of two") and words[1] == "speculate:"
 

@@ -10,7 +10,6 @@ from msgspec import structs
 from shelf import refused, refusing
 
 from flashspec import DenseHead
-from flashspec.measure.pieces import low_rank_rows
 from flashspec.measure.prompts import load_prompts
 from flashspec.study import EXPERIMENTS, compare, held_out, parts, race, recall, run, stages
 from flashspec.study.race import EXPERIMENT
@@ -101,11 +100,11 @@ def test_a_text_that_parts_from_plain_decoding_is_seen(folders, tmp_path, monkey
 
 
 @pytest.mark.parametrize(("changes", "word"), [
-    ({"method": "magic"}, "method must be among"),
+    ({"method": "magic"}, "method must be one of"),
     ({"engine": ("flashspec", "transformers"), "temperature": 1.0}, "other engines are compared greedily"),
     ({"k": 0}, "k must be at least 1"),
     ({"method": "hispec", "exit": 6, "verify_exit": 7}, "hispec has no exits"),
-    ({"kind": "song"}, "kind must be among code, prose"),
+    ({"kind": "song"}, "kind must be one of code, prose"),
 ])  # fmt: skip
 def test_a_bad_choice_is_refused_in_words(folders, tmp_path, changes, word):
     refused(word, lambda: run("race", asked(folders, **changes), root=tmp_path))
@@ -146,7 +145,7 @@ def test_spreads_keep_the_parameters_and_formats_differ_in_bytes(tmp_path):
 
 
 test_a_bad_piece_is_refused_in_words = refusing([
-    (lambda: parts.EXPERIMENT.parse({"piece": "song"}), "piece must be among"),
+    (lambda: parts.EXPERIMENT.parse({"piece": "song"}), "piece must be one of"),
     (lambda: parts.EXPERIMENT.parse({"piece": "step", "shape": "512x64"}), "projection alone"),
     (lambda: parts.EXPERIMENT.parse({"shape": "no-such-model"}), "no-such-model"),
     (lambda: parts.EXPERIMENT.parse({"rows": 0}), "rows must be at least 1"),
@@ -161,7 +160,7 @@ def pair(folders):
 @pytest.fixture(scope="module")
 def judged(pair):
     small = {"cluster_size": (8,), "share": (0.3, 3.0), "edge": (16,), "always": 8}
-    params = replace(recall.PRESETS["smoke"], **pair, **small, head=("int8", "vocab_trim", "flash"))
+    params = replace(recall.EXPERIMENT.presets["smoke"], **pair, **small, head=("int8", "vocab_trim", "flash"))
     return params, list(recall.measure(params))
 
 
@@ -219,7 +218,6 @@ def test_a_build_is_timed_part_by_part(tmp_path):
 
 
 test_what_cannot_be_is_refused = refusing([
-    (lambda: low_rank_rows(50, 16, 17), "at most the width 16"),
     (lambda: recall.Params(cluster_size=(0,)), "cluster_size must be at least 1"),
     (lambda: recall.Params(shape=("65536x32",)), "rank must be at most the width"),
     (lambda: recall.Params(shape=("wide",)), "IDSxWIDTH"),

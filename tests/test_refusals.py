@@ -216,6 +216,6 @@ def test_whole_numbers_and_lists_of_other_libraries_are_as_good():
         return one, two, three
 
     assert call(1, object, three=None)[0] == 1 and call(1, "2", three=["a"])[2] == ["a"]
-    refused("three must be a list of a string or None, got 'a'", call, 1, "2", three="a")
+    refused("three must be a list of strings or None, got 'a'", call, 1, "2", three="a")
     refused("four must be True or False, got 0", call, 1, "2", four=0)
     refused("context must be at least 1, got 0", fs.build, fs.Method(), duo(), context=0)

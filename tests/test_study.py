@@ -1,5 +1,6 @@
 """An experiment's table is complete, typed and of its parameters, or it is not there; a killed sweep goes on where it stopped."""
 
+import json
 import subprocess
 import sys
 import warnings
@@ -12,7 +13,7 @@ from shelf import refused
 
 from flashspec import provenance
 from flashspec.study import EXPERIMENTS, Experiment, Refused, params, run, stored, tables
-from flashspec.study.parameters import canonical, key, parse
+from flashspec.study.parameters import canonical, parse
 from flashspec.study.tables import default_root
 
 
@@ -116,7 +117,9 @@ def test_only_a_clock_of_another_machine_writes_beside_the_stored_table(measured
 
 
 def test_strings_and_values_parse_to_the_same_parameters(tmp_path):
-    assert key(Params()) == key(Params(temperature=0)) == key(Params(blocks=[1, 2, 3])) != key(Params(temperature=0.5))
+    plain = canonical(Params())
+    assert plain == canonical(Params(temperature=0)) == canonical(Params(blocks=[1, 2, 3])) != canonical(Params(temperature=0.5))
+    assert json.dumps(plain) == json.dumps(canonical(Params(temperature=0)))  # 0 and 0.0 are one key
     assert Counted().experiment.place(Params(), tmp_path) != Counted(version=2).experiment.place(Params(), tmp_path)
     said = {"blocks": "1, 5", "temperature": "0.7", "method": "dense", "exact": "false", "draft": "none"}
     assert parse(Params, said) == Params((1, 5), 0.7, "dense", False, None)
@@ -128,8 +131,8 @@ def test_strings_and_values_parse_to_the_same_parameters(tmp_path):
 
 @pytest.mark.parametrize(("said", "word"), [
     ({"temprature": 1}, "did you mean 'temperature'"),
-    ({"temperature": "warm"}, "'temperature' expects float"),
-    ({"exact": "maybe"}, "'exact' expects bool"),
+    ({"temperature": "warm"}, "'temperature' expects a number"),
+    ({"exact": "maybe"}, "'exact' expects True or False"),
     ({"method": "fast"}, "one of 'dense', 'flash'"),
     ({"blocks": "1,x"}, "'blocks' expects"),
     ({"blocks": (0,)}, "at least 1"),

@@ -13,17 +13,18 @@ from flashspec.cli.flags import COUNT, NAMED, PRECISION, PROMPTS, Value, busy, g
 from flashspec.decoding.generate import own_method
 from flashspec.decoding.models import REFERENCE, load, own_draft
 from flashspec.measure import clock
-from flashspec.measure.costs import PairCosts
+from flashspec.measure.costs import PairCosts, name_of
 from flashspec.measure.planning import (
     FEWEST,
-    Given,
     Question,
     advise,
     head_cases,
     observe,
     ranked,
+    replayed_on,
     shape_costs,
     stated_costs,
+    stated_rates,
 )
 from flashspec.measure.prompts import load_prompts
 from flashspec.models.memory import device_named
@@ -50,7 +51,7 @@ def stated(options: Options, question: Question) -> Found:
     """Costs from stated times, or from the bytes of two shapes and this device's bandwidth."""
     if options["acceptance"] is None:
         raise ValueError("times and shapes say nothing about the text: give --acceptance as well")
-    acceptance = Given(options["acceptance"])
+    acceptance = stated_rates(options["acceptance"])
     if options["times"]:
         pairs = (piece.partition("=") for piece in options["times"].split(","))
         costs = stated_costs({name.strip(): parse_value("times", float, value) / 1000 for name, _, value in pairs})
@@ -70,7 +71,7 @@ def measured(options: Options, question: Question) -> Found:
     if options["head"] is None and own_method(models) == "dense":
         question = replace(question, head=tuple(head for head in question.head if not head.startswith("flash")))
         say("no FlashHead has been built for this draft: planned without; `flashspec heads build` builds one")
-    known = None if options["acceptance"] is None else Given(options["acceptance"])
+    known = None if options["acceptance"] is None else stated_rates(options["acceptance"])
     prompts = load_prompts(options["prompts"], question.per_kind, models)[: 1 if known else None]
     if not known and len(prompts) < FEWEST:
         raise ValueError(f"an interval needs at least {FEWEST} texts, got {len(prompts)}: give more --prompts, or --acceptance")
@@ -78,9 +79,10 @@ def measured(options: Options, question: Question) -> Found:
     found: Any = known
     for costs, texts in observe(models, question, prompts, until, say):
         if not known:
-            each = f"{texts.length} tokens for each of {len(prompts)} prompts"
-            found, told = texts, {"acceptance": f"replayed on the target's own texts, {each}"}
-        say(estimate(ranked(costs, known or texts, question.methods)[0], len(costs.turns)))
+            length = len(texts[name_of(question.writers[0])][0])
+            each = f"{length} tokens for each of {len(prompts)} prompts"
+            found, told = replayed_on(texts), {"acceptance": f"replayed on the target's own texts, {each}"}
+        say(estimate(ranked(costs, found, question.methods)[0], len(costs.turns)))
     say(machine(load_before, usable_cores(), costs.spread))
     if found is None or len(costs.turns) < FEWEST:
         needed = f"{len(costs.turns)} of the {FEWEST} turns that an interval needs"

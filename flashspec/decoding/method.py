@@ -15,7 +15,7 @@ from flashspec.heads.registry import HEADS
 from flashspec.models.exits import check_layers
 from flashspec.models.reader import Reader
 from flashspec.sampling import GREEDY, Sampling
-from flashspec.theory.checks import at_least, one_of
+from flashspec.theory.checks import among, at_least, one_of
 from flashspec.typed import changed, typed, whole_numbers
 
 CHOICES = {
@@ -51,8 +51,7 @@ class Method:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "exits", whole_numbers("exits", self.exits))
-        for name, known in CHOICES.items():
-            one_of(name, getattr(self, name), known)
+        among(self, **CHOICES)
         at_least(self, k=1, interval=1)
         check_layers(self.exits)
         takes = HEADS[self.head].options  # the dense head ignores options of other heads

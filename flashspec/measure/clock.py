@@ -4,29 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from statistics import median
 
 import torch
 
-from flashspec.theory.checks import at_least
-
 UNUSED = "behind"  # begins the name of a call that only leads up to the next one
 now = time.perf_counter
 Calls = Mapping[str, Callable[[], object]]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How to time: kept turns, discarded turns, megabytes read before every call, and the device."""
-
-    repeats: int = 7
-    warmup: int = 2
-    evict_megabytes: int = 0
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        at_least(self, repeats=1, warmup=0, evict_megabytes=0)
 
 
 def settle(device: torch.device | str = "cpu") -> None:
@@ -51,21 +35,26 @@ def roof(device: str) -> float:
     return block.nbytes / min(seconds)
 
 
-def interleaved_seconds(calls: Calls, plan: Plan) -> dict[str, list[float]]:
-    """Raw seconds of each call, taken in turns A B A B; the plan's warm-up turns are discarded."""
+@torch.inference_mode()
+def interleaved_seconds(
+    calls: Calls, repeats: int, warmup: int, device: torch.device | str = "cpu", megabytes: int = 0
+) -> dict[str, list[float]]:
+    """Raw seconds of each call, taken in turns A B A B after discarded ones, without gradients.
+
+    So many megabytes are read before every call.
+    """
     raw: dict[str, list[float]] = {name: [] for name in calls}
-    cold = torch.ones(plan.evict_megabytes << 18)
-    for turn in range(-plan.warmup, plan.repeats):
+    cold = torch.ones(megabytes << 18)
+    for turn in range(-warmup, repeats):
         for name, call in calls.items():
             cold.sum()
-            seconds = seconds_of(call, plan.device)
+            seconds = seconds_of(call, device)
             if turn >= 0:
                 raw[name].append(seconds)
     return raw
 
 
-def medians(calls: Calls, plan: Plan) -> dict[str, float]:
-    """Median seconds of each call, in turns without gradients; calls named UNUSED are skipped."""
-    with torch.inference_mode():
-        raw = interleaved_seconds(calls, plan)
+def medians(calls: Calls, repeats: int, warmup: int, device: torch.device | str = "cpu") -> dict[str, float]:
+    """Median seconds of each call, as `interleaved_seconds` takes them; calls named UNUSED are skipped."""
+    raw = interleaved_seconds(calls, repeats, warmup, device)
     return {name: median(seconds) for name, seconds in raw.items() if not name.startswith(UNUSED)}

@@ -66,7 +66,7 @@ def timed_turn(groups: Sequence[clock.Calls], device: str, say: Say) -> Turn:
     """Seconds of every part and of the loop's overhead; each group runs once before, so that caches are as in a decode."""
     found = dict[str, float]()
     for group in groups:
-        part = clock.medians(group, clock.Plan(1, SETTLING if "step" in group else 1, device=device))
+        part = clock.medians(group, 1, SETTLING if "step" in group else 1, device)
         say(", ".join(f"{name}: {1000 * seconds:.3g} ms" for name, seconds in part.items()))
         found |= part
     return found | {"step": found["step"] + loop_overhead(1), "overhead": loop_overhead(2)}
@@ -86,7 +86,7 @@ def parts_of(
         longest = bench(replace(writer, k=max(ks)))
         found, name = {k: longest.with_bursts(k) for k in ks}, name_of(writer)
         if not number:
-            groups.append({"finalize": found[ks[0]].step})
+            groups.append({"finalize": found[ks[0]].read})
         for k, one in found.items():
             check = f"{clock.UNUSED} check {k}" if number else f"check {k}"
             groups.append({f"burst {k} {name}": one.burst, check: one.check})

@@ -21,13 +21,14 @@ from flashspec.sampling import GREEDY, Dice, Scores
 
 BURST, ROUNDS, IDS = 4, 16, 8  # of the decodes over stand-ins that tell what the loop costs
 WALK = 32 << 20
+TURNS = 3  # of the stages of a decode
 
 
 @dataclass(eq=False)
 class Bench:
     """A decode paused after the first `start` tokens of a text, so that one action of any stage can be repeated.
 
-    The loop's own actions are timed in the order of a decode: burst, check, step; with an eager final token burst, step, check.
+    The loop's own actions are timed in the order of a decode: burst, check, read; with an eager final token burst, read, check.
     `behind` are the next tokens of the text, which can wait for a check; `proposal` says how they were drawn.
     """
 
@@ -68,11 +69,12 @@ class Bench:
         """Check what waits for a level: the burst just written, or the tokens held before it."""
         return check(self.state, level)
 
-    def step(self) -> None:
-        """Read one token with the target, as eager finalisation does."""
-        reader = self.stages[-1].reader
-        reader.rewind(self.start - 1)
+    def read(self, count: int = 1) -> Tensor:
+        """Read the last `count` tokens again with the target, one as eager finalisation does; returns their rows."""
+        reader, first = self.stages[-1].reader, self.start - count
+        reader.rewind(first)
         reader.read(self.state.tokens[: self.start])
+        return reader.rows[first : self.start]
 
     def project(self) -> Scores:
         """Project the newest row with the writer's head."""
@@ -94,10 +96,8 @@ def held(stages: list[Stage], text: Sequence[int], behind: Sequence[int] = (), r
     return bench
 
 
-def stage_costs(
-    stages: list[Stage], text: Sequence[int], waits: Sequence[int], plan: clock.Plan
-) -> tuple[float, float, list[float]]:
-    """Median seconds of a token of stage 0, of the head in it, and of each check with `waits[i]` tokens for level i + 1.
+def stage_costs(stages: list[Stage], text: Sequence[int], waits: Sequence[int]) -> dict[str, float]:
+    """Median seconds of a `token` of stage 0, of the `head` in it, and of `check_1`, ... with `waits[i]` tokens for level i + 1.
 
     The head's share of a token is timed by the kernels' own clock, or else as a projection alone.
     """
@@ -107,13 +107,13 @@ def stage_costs(
     calls: dict[str, Callable[[], object]] = {"burst": bench.burst}
     for level, wait in enumerate(waits, start=1):
         calls[f"{clock.UNUSED} {level}"] = partial(bench.hold, level, wait)
-        calls[f"check {level}"] = partial(bench.check, level)
+        calls[f"check_{level}"] = partial(bench.check, level)
     calls |= {clock.UNUSED: bench.hold, "head": bench.project}
-    burst, *checks, head = clock.medians(calls, plan).values()
-    token, write = burst / written, stages[0].fast_write
+    found, write = clock.medians(calls, TURNS, 1, bench.state.tokens.device), stages[0].fast_write
+    found["token"] = found.pop("burst") / written
     if isinstance(write, CompiledBurst):
-        head = token * float(write.writer.times[1] / write.writer.times.sum())
-    return token, head, checks
+        found["head"] = found["token"] * float(write.writer.times[1] / write.writer.times.sum())
+    return found
 
 
 class Instant(Reader):

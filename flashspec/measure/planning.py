@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -81,40 +81,29 @@ class Question:
         return tuple(sorted({*(k for k in TIMED if k < self.max_k), self.max_k}))
 
 
-@dataclass(frozen=True)
-class Replayed:
-    """Known texts, and each writer's chance of drafting each of their tokens."""
-
-    chances: Mapping[str, Sequence[Shares]]
-
-    @property
-    def length(self) -> int:
-        """Tokens per text; all have the same length."""
-        return len(next(iter(self.chances.values()))[0])
-
-    def counts(self, method: Method) -> list[Counts]:
-        """One count per text."""
-        return [theory.replayed(text, method.k) for text in self.chances[name_of(method)]]
+Texts = Mapping[str, Sequence[Shares]]  # each writer's chance of drafting each token of known texts of one length
+Acceptance = Callable[[Method], list[Counts]]  # where tokens per check come from
 
 
-@dataclass(frozen=True)
-class Given:
-    """Acceptance that the user states: one rate, or one per position; it applies to every head."""
-
-    rates: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if not self.rates:
-            raise ValueError("acceptance needs one rate, or one for each position of the draft")
-        theory.tokens_from_curve(self.rates)
-
-    def counts(self, method: Method) -> list[Counts]:
-        """The same expected count, repeated as often as an interval needs; beyond the curve its last rate applies."""
-        tar = theory.tokens_from_curve((*self.rates, *self.rates[-1:] * method.k)[: method.k])
-        return [Counts(1.0 / tar, method.k / tar, 1.0 - 1.0 / tar, 1)] * 3
+def replayed_on(texts: Texts) -> Acceptance:
+    """One count per text."""
+    return lambda method: [theory.replayed(text, method.k) for text in texts[name_of(method)]]
 
 
-Acceptance = Replayed | Given  # where tokens per check come from
+def stated_rates(rates: tuple[float, ...]) -> Acceptance:
+    """Acceptance that the user states: one rate, or one per position; it applies to every head.
+
+    The same expected count, repeated as often as an interval needs; beyond the curve its last rate applies.
+    """
+    if not rates:
+        raise ValueError("acceptance needs one rate, or one for each position of the draft")
+    theory.tokens_from_curve(rates)
+
+    def counts(method: Method) -> list[Counts]:
+        tar = theory.tokens_from_curve((*rates, *rates[-1:] * method.k)[: method.k])
+        return [Counts(1.0 / tar, method.k / tar, 1.0 - 1.0 / tar, 1)] * FEWEST
+
+    return counts
 
 
 class Forecast(NamedTuple):
@@ -146,7 +135,7 @@ def predicted(pair: PairCosts, method: Method, counts: Sequence[Counts], turns: 
 
 def forecast(pair: PairCosts, acceptance: Acceptance, method: Method) -> Forecast:
     """A method's speedup with an interval over texts and turns, resampled independently."""
-    counts, (costs, step) = acceptance.counts(method), pair.costs(method)
+    counts, (costs, step) = acceptance(method), pair.costs(method)
     interval = theory.bootstrap([counts, pair.turns], partial(predicted, pair, method), 400)
     tar, parts = tar_of(counts), theory.round_parts(costs, method.k)
     return Forecast(method, tar, interval, parts, step, theory.break_even(tar, costs, method.k, step))
@@ -154,7 +143,7 @@ def forecast(pair: PairCosts, acceptance: Acceptance, method: Method) -> Forecas
 
 def ranked(pair: PairCosts, acceptance: Acceptance, methods: Sequence[Method]) -> list[tuple[Method, float]]:
     """The fastest method for every head and final token with its predicted speedup, best first."""
-    speeds = {method: predicted(pair, method, acceptance.counts(method)) for method in methods}
+    speeds = {method: predicted(pair, method, acceptance(method)) for method in methods}
     fastest = dict[tuple[str, str], Method]()
     for method in sorted(methods, key=lambda method: -speeds[method]):
         fastest.setdefault((name_of(method), method.finalize), method)
@@ -166,9 +155,7 @@ def advise(pair: PairCosts, acceptance: Acceptance, methods: Sequence[Method]) -
     return [forecast(pair, acceptance, method) for method, _ in ranked(pair, acceptance, methods)]
 
 
-def written(
-    models: Models, question: Question, prompts: Sequence[Prompt], say: Say
-) -> Iterator[tuple[tuple[int, ...], Replayed]]:
+def written(models: Models, question: Question, prompts: Sequence[Prompt], say: Say) -> Iterator[tuple[tuple[int, ...], Texts]]:
     """The first text with its prompt, and the writers' chances on all texts, which grow by thirds."""
     grown, left = list(prompts), question.new_tokens
     chances = {writer: [list[float]() for _ in prompts] for writer in question.writers}
@@ -181,12 +168,12 @@ def written(
             for writer, found in chances.items():
                 found[number] += replay_text(told, models, writer, question.sampling)
         left -= new
-        yield grown[0].ids, Replayed({name_of(writer): tuple(map(tuple, found)) for writer, found in chances.items()})
+        yield grown[0].ids, {name_of(writer): tuple(map(tuple, found)) for writer, found in chances.items()}
 
 
 def observe(
     models: Models, question: Question, prompts: Sequence[Prompt], until: float = math.inf, say: Say = print
-) -> Iterator[tuple[PairCosts, Replayed]]:
+) -> Iterator[tuple[PairCosts, Texts]]:
     """Costs of a pair on this machine, and its writers' chances on the target's texts, turn after turn.
 
     A turn lengthens the texts and times every part once; `say` reports each part of the first turn. Ends after the question's
@@ -259,12 +246,12 @@ class HeadCase(NamedTuple):
 def head_cases(pair: PairCosts, acceptance: Acceptance, writers: Sequence[Method], k: int) -> list[HeadCase]:
     """Every writer against the dense one at k, the largest predicted gain first (SlimSpec)."""
     dense = Method("model", k=k)
-    ledger, full = theory.round_parts(pair.costs(dense)[0], k), tar_of(acceptance.counts(dense))
+    ledger, full = theory.round_parts(pair.costs(dense)[0], k), tar_of(acceptance(dense))
     drafts = check_positive("the dense head's burst", ledger["draft"])
     kappa = drafts / check_positive("a round without its drafts", sum(ledger.values()) - drafts)
     cases = []
     for method in (replace(writer, k=k) for writer in writers):
-        burst, kept = pair.costs(method)[0].burst(k), tar_of(acceptance.counts(method)) / full
+        burst, kept = pair.costs(method)[0].burst(k), tar_of(acceptance(method)) / full
         nu = burst / drafts
         gate, gain = theory.cheap_head_gate(kappa, nu), theory.cheap_head_gain(kept, kappa, nu)
         cases.append(HeadCase(method, burst / k, kappa, nu, kept, gate, gain))

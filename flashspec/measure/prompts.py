@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -45,12 +46,16 @@ def load_prompts(path: Path | str | None = None, per_kind: int | None = None, mo
     found = read_as(file, File, SHAPE).prompts
     if not found:
         raise ValueError(f"{file.name} holds no prompts; write them anew")
-    chosen, seen = list[Prompt](), Counter[str]()
-    for prompt in found:
-        seen[prompt.kind] += 1
-        if per_kind is None or seen[prompt.kind] <= per_kind:
-            chosen.append(prompt)
+    chosen = [prompt for before, prompt in numbered(found) if per_kind is None or before < per_kind]
     return chosen if models is None else [in_ids_of(models, prompt) for prompt in chosen]
+
+
+def numbered(prompts: Iterable[Prompt]) -> Iterator[tuple[int, Prompt]]:
+    """Prompts, each after the number of those of its kind before it."""
+    seen = Counter[str]()
+    for prompt in prompts:
+        yield seen[prompt.kind], prompt
+        seen[prompt.kind] += 1
 
 
 def in_ids_of(models: Models, prompt: Prompt) -> Prompt:

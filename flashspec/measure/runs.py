@@ -18,14 +18,6 @@ from flashspec.sampling import Sampling
 Text = tuple[int, ...]
 
 
-class Entry(NamedTuple):
-    """A method under a sampling that takes part in a race, with a name of its own."""
-
-    name: str
-    method: Method
-    sampling: Sampling
-
-
 class Run(NamedTuple):
     """One timed decode: wall seconds, tokens, and counts: Stats, and those of the two lowest verifiers."""
 
@@ -34,11 +26,11 @@ class Run(NamedTuple):
     counts: dict[str, int]
 
 
-def timed(models: Models, entry: Entry, prompt: Sequence[int], new_tokens: int) -> Run:
+def timed(models: Models, method: Method, sampling: Sampling, prompt: Sequence[int], new_tokens: int) -> Run:
     """One decode that ignores stop tokens; its set-up is inside the timed region."""
     tokens, events = list[int](), list[Event]()
     start = clock.now()
-    ready = request(models, list(prompt), entry.method, entry.sampling, {"max_new_tokens": new_tokens, "stop": ()})
+    ready = request(models, list(prompt), method, sampling, {"max_new_tokens": new_tokens, "stop": ()})
     for step in ready.steps():
         tokens += step.tokens
         events += step.events

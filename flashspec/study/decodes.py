@@ -14,22 +14,13 @@ from flashspec.study.parameters import hints, presets_of
 from flashspec.study.racers import racers
 
 
-@dataclass(frozen=True)
-class Row:
+@dataclass(frozen=True, kw_only=True)
+class Row(race.Who):
     """One action of a decode: its Event, and `words`, a JSON list of what became of each token that the last stage judged.
 
     `begins` is the prompt's text.
     """
 
-    target: str
-    method: str
-    head: str
-    k: int
-    finalize: str
-    temperature: float
-    rule: str
-    kind: str
-    prompt: int
     stage: int
     waiting: int
     kept: int
@@ -37,10 +28,6 @@ class Row:
     adds: int
     words: str
     begins: str = ""
-    draft: str = ""
-    exits: str = ""
-    interval: int = 0
-    probes: int = 0
 
 
 def measure(params: race.Params) -> Iterator[Row]:
@@ -50,14 +37,13 @@ def measure(params: race.Params) -> Iterator[Row]:
     plain, *_ = field = racers(replace(params, engine=("flashspec",)))
     for number, prompt in enumerate(prompts_of(params, params.per_kind, plain.models)):
         for racer in tqdm(field, desc=f"decodes, prompt {number + 1}", unit="decode", delay=2, leave=False):
-            entry, who = racer.entry, {name: value for name, value in racer.who.items() if name in hints(Row)}
+            who = {name: value for name, value in racer.who.items() if name in hints(Row)}
             options = {"max_new_tokens": params.new_tokens, "stop": ()}
-            found = generate(racer.models, list(prompt.ids), entry.method, entry.sampling, **options)
+            found = generate(racer.models, list(prompt.ids), racer.method, racer.sampling, **options)
             for event, words in zip(found.events, found.said, strict=True):
                 action = {**event._asdict(), "words": json.dumps(words)}
                 action.pop("asked")
                 yield Row(**who, **action, kind=prompt.kind, prompt=number, begins=prompt.text)
 
 
-PRESETS = presets_of("decodes", race.Params)
-EXPERIMENT = Experiment("decodes", race.Params, Row, measure, False, race.points, folders, PRESETS)
+EXPERIMENT = Experiment("decodes", race.Params, Row, measure, False, race.points, folders, presets_of("decodes", race.Params))

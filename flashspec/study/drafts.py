@@ -13,7 +13,7 @@ from flashspec.kernels import Packed
 from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.measure.trace import target_digest
 from flashspec.models.pairs import PAIRS
-from flashspec.study.parameters import among
+from flashspec.theory.checks import among
 
 FAMILY = "runs/family/models"
 TABLES = {"reference": "main"}  # what tables call a shipped draft that has another name there
@@ -55,7 +55,7 @@ def folders(params: Any) -> dict[str, Path]:
 def prompts_of(params: Any, per_kind: int, models: Models | None = None) -> list[Prompt]:
     """The prompts of these kinds, in these models' ids; ValueError for a kind that the file does not have."""
     found = load_prompts(params.prompts or None, per_kind, models)
-    among("kind", params.kind, dict.fromkeys(prompt.kind for prompt in found))
+    among(params, kind=dict.fromkeys(prompt.kind for prompt in found))
     return [prompt for prompt in found if prompt.kind in (params.kind or (prompt.kind,))]
 
 

@@ -18,7 +18,8 @@ from flashspec.models.exits import rows_at
 from flashspec.study.drafts import folders, short_name, target_of
 from flashspec.study.experiment import Experiment, by
 from flashspec.study.frames import DataFrame
-from flashspec.study.parameters import among, at_least, presets_of
+from flashspec.study.parameters import presets_of
+from flashspec.theory.checks import among, at_least
 
 CURVE = "curve.jsonl"
 COUNTS = ("positions", "same", "right", "both", "in_top_5")
@@ -36,7 +37,7 @@ class Params:
     per_kind: int = 4  # prompts of each kind, the first ones
 
     def __post_init__(self) -> None:
-        among("source", self.source, ("prompts", "training"))
+        among(self, source=("prompts", "training"))
         at_least(self, depth=1, per_kind=1)
 
 
@@ -141,5 +142,4 @@ def shares(frame: DataFrame) -> DataFrame:
     )
 
 
-PRESETS = presets_of("exits", Params)
-EXPERIMENT = Experiment("exits", Params, Row, measure, measured=False, split=by("target"), models=folders, presets=PRESETS)
+EXPERIMENT = Experiment("exits", Params, Row, measure, False, by("target"), folders, presets_of("exits", Params))

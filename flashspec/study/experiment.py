@@ -16,7 +16,7 @@ from flashspec import provenance
 from flashspec.kernels import build
 from flashspec.models.writing import refuse_input
 from flashspec.study import tables
-from flashspec.study.parameters import Refused, canonical, key, parse
+from flashspec.study.parameters import Refused, canonical, parse
 from flashspec.study.tables import Results
 
 
@@ -62,9 +62,14 @@ class Experiment:
         facts = {"experiment": self.name, "version": self.version, "params": canonical(params)}
         return (root or tables.default_root()) / self.name / f"{provenance.short_hash(facts)}.parquet"
 
-    def parse(self, values: Mapping[str, Any]) -> Any:
-        """Parameters from values or strings by name; unknown names and wrong types are refused."""
-        return parse(self.params, values)
+    def parse(self, params: Any = None) -> Any:
+        """Parameters from their type, a mapping to values or strings, a preset's name, or None for the defaults.
+
+        Unknown names and wrong types are refused.
+        """
+        if isinstance(params, str):
+            return self.preset(params)
+        return parse(self.params, vars(params) if isinstance(params, self.params) else params or {})
 
     def preset(self, name: str, /, **changes: Any) -> Any:
         """The parameters of a preset ("": the defaults), some of them changed; an unknown one is refused."""
@@ -72,15 +77,9 @@ class Experiment:
             raise Refused(f"experiment {self.name} has no preset {name!r}; it has: {', '.join(self.presets) or 'none'}")
         return self.parse({**vars(self.presets[name] if name else self.params()), **changes})
 
-    def meant(self, params: Any) -> Any:
-        """Parameters from their type, a mapping to values or strings, a preset's name, or None for the defaults."""
-        if isinstance(params, str):
-            return self.preset(params)
-        return self.parse(vars(params) if isinstance(params, self.params) else params or {})
-
     def stored(self, params: Any = None, root: Path | None = None) -> Results | None:
         """The stored table of these parameters; None if there is none, Refused if it is damaged."""
-        return tables.read(self.place(self.meant(params), root), self.row)
+        return tables.read(self.place(self.parse(params), root), self.row)
 
     def run(self, params: Any = None, fresh: bool = False, root: Path | None = None, progress: bool = False) -> Results:
         """The stored table of these parameters, or measure and store it.
@@ -88,7 +87,7 @@ class Experiment:
         `fresh` measures here: a measured table is written beside the one another machine stored, keyed by this machine; any
         other is replaced. Damaged tables and unknown parameters are refused.
         """
-        params = self.meant(params)
+        params = self.parse(params)
         path = self._free(self.place(params, root)) if fresh else self.place(params, root)
         found = None if fresh else tables.read(path, self.row)
         if found is None:
@@ -121,7 +120,7 @@ class Experiment:
                 return found
             started, rows, resumed = time.monotonic(), list[Any](), len(list(unfinished.glob("[!.]*")))
             for point in tqdm(list(self.split(params)), desc=self.name, unit="point", disable=not progress, delay=0.5):
-                rows += self._point(point, unfinished / key(point)).rows
+                rows += self._point(point, unfinished / provenance.short_hash(canonical(point))).rows
             if not rows:
                 raise Refused(f"these parameters of {self.name} leave nothing to measure; a list is empty")
             if path.exists():

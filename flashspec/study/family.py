@@ -19,9 +19,10 @@ from flashspec.models.transformer import Transformer
 from flashspec.study.drafts import FAMILY, drafts_of, facts_of, folders, pair_of, prompts_of
 from flashspec.study.experiment import Experiment
 from flashspec.study.frames import DataFrame, framed
-from flashspec.study.parameters import at_least, presets_of
+from flashspec.study.parameters import presets_of
 from flashspec.study.tables import default_root
 from flashspec.theory import replayed_all
+from flashspec.theory.checks import at_least
 
 CHOICES = 4
 DRAFTS = ("main", "shallow", "designed", *(f"{FAMILY}/{name}" for name in POINTS))
@@ -137,5 +138,4 @@ def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-PRESETS = presets_of("family", Params)
-EXPERIMENT = Experiment("family", Params, Row, measure, measured=False, models=folders, presets=PRESETS)
+EXPERIMENT = Experiment("family", Params, Row, measure, measured=False, models=folders, presets=presets_of("family", Params))

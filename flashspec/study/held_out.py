@@ -15,7 +15,7 @@ from flashspec.heads.base import Head
 from flashspec.heads.candidates import ShortlistHead, ranked_by_frequency
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.registry import RANKED, Origin, head_named
-from flashspec.measure.prompts import load_prompts
+from flashspec.measure.prompts import load_prompts, numbered
 from flashspec.models.pairs import PAIRS
 from flashspec.models.reader import SpanReader
 from flashspec.models.transformer import Transformer
@@ -82,19 +82,17 @@ def held_out(params: Any, name: str) -> HeldOut:
     prompts = load_prompts(params.prompts or None, params.per_kind, models)
     if max(Counter(prompt.kind for prompt in prompts).values(), default=0) < 2:
         raise ValueError("two prompts of a kind are needed, one to tune on and one to judge by; give more, or a larger per_kind")
-    rows, seen = (list[Tensor](), list[Tensor]()), Counter[str]()
+    rows = (list[Tensor](), list[Tensor]())
     kinds, counted, written = list[str](), list[int](), list[int]()
-    for prompt in prompts:
+    for before, prompt in numbered(prompts):
         text = generate(models, list(prompt.ids), "baseline", sampling, **asked).tokens
         ids = [*prompt.ids, *text]
         reader = SpanReader(draft, context=len(ids) + 1)
         with torch.inference_mode():
             reader.read(torch.tensor(ids))
             own = reader.rows[prompt.chat * (len(prompt.ids) - 1) : len(ids)].float().clone()
-        later = seen[prompt.kind] % 2
-        seen[prompt.kind] += 1
-        rows[later].append(own)
-        if later:
+        rows[before % 2].append(own)
+        if before % 2:
             kinds += [prompt.kind] * len(own)
         else:
             counted, written = counted + ids, written + text

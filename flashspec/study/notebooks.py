@@ -5,30 +5,25 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Mapping, MutableMapping, Sequence
-from functools import cache
+from copy import copy
+from dataclasses import field, make_dataclass
+from functools import cache, partial
 from importlib.metadata import distributions
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 from flashspec.models.folder import first_line
 from flashspec.models.writing import refuse_input, write_text
 from flashspec.provenance import digest, short_hash
-from flashspec.study.parameters import Refused, parse_value, refuse_unknown
+from flashspec.study.parameters import Refused, hints, parse, refuse_unknown
 from flashspec.study.tables import default_root
 
 START_TIMEOUT, MADE_OF = 600, "made_of"
 INJECTED = "# Parameters\n"  # how papermill begins the cell of the values that it was given
 PLAIN = {kind.__name__: kind for kind in (int, float, str, bool, list)}
 KINDS = PLAIN | {f"list[{name}]": list[kind] for name, kind in PLAIN.items()}  # type: ignore[valid-type]
-
-
-class Parameter(NamedTuple):
-    """One line of a notebook's parameters cell: `name: kind = default  # help`."""
-
-    kind: Any
-    default: Any
 
 
 class NotebookFailed(ValueError):
@@ -48,33 +43,30 @@ def cells(notebook: Path) -> list[dict[str, Any]]:
         raise Refused(f"{notebook} is no notebook ({type(error).__name__}: {error}): copy it again") from None
 
 
-def parameters(notebook: Path) -> dict[str, Parameter]:
-    """The parameters that a notebook declares in its cell tagged `parameters`, if it has one, by name."""
+def parameters(notebook: Path) -> type:
+    """The dataclass of the parameters that a notebook declares in its cell tagged `parameters`, if it has one."""
     tagged = (cell["source"] for cell in cells(notebook) if "parameters" in cell["metadata"].get("tags", ()))
     return declared(next(tagged, ""))
 
 
-def declared(source: str) -> dict[str, Parameter]:
-    """The parameters of a cell's text by name, each with its type, or else that of its default."""
-    found, name = dict[str, Parameter](), source
+def declared(source: str) -> type:
+    """The dataclass of a cell's lines `name: kind = default  # help`; a line without a type has its default's."""
+    found, name = list[Any](), source
     try:
         for name, line in _assigned(source).items():
             default = ast.literal_eval(line.value)  # type: ignore[arg-type]
-            kind = KINDS[ast.unparse(line.annotation)] if isinstance(line, ast.AnnAssign) else type(default)
-            found[name] = Parameter(kind, default)
+            own = list if isinstance(default, tuple) else type(default)
+            kind = KINDS[ast.unparse(line.annotation)] if isinstance(line, ast.AnnAssign) else own
+            found.append((name, kind, field(default_factory=partial(copy, default))))
+        return make_dataclass("Params", found, frozen=True)
     except (LookupError, SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise Refused(f"parameter {name!r:.80} needs a type and a literal, as in `k: int = 4  # help`: {error}") from error
-    return found
 
 
-def validated(known: Mapping[str, Parameter], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of the declared types, tuples as lists, from values or strings.
-
-    Unknown names and wrong types are refused.
-    """
-    refuse_unknown(values, known)
-    parsed = {name: parse_value(name, known[name].kind, value) for name, value in values.items()}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in parsed.items()}
+def validated(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of the declared types from values or strings; unknown names and wrong types are refused."""
+    found = parse(kind, values)
+    return {name: getattr(found, name) for name in values}
 
 
 def checked(scope: MutableMapping[str, Any]) -> None:
@@ -137,10 +129,11 @@ def execute_all(
     from tqdm import tqdm
 
     wanted = {**(values or {}), **({"fresh": True} if fresh else {})}
-    known = {notebook: parameters(notebook) for notebook in notebooks}
-    refuse_unknown(wanted, dict.fromkeys(chain(*known.values(), ["fresh"])))
-    mine = {notebook: {name: wanted[name] for name in wanted if name in names} for notebook, names in known.items()}
-    chosen = {notebook: validated(names, mine[notebook]) for notebook, names in known.items()}
+    kinds = {notebook: parameters(notebook) for notebook in notebooks}
+    refuse_unknown(wanted, dict.fromkeys(chain(*map(hints, kinds.values()), ["fresh"])))
+    chosen = {
+        each: validated(kind, {name: wanted[name] for name in wanted if name in hints(kind)}) for each, kind in kinds.items()
+    }
     written, failures = [], []
     for notebook in tqdm(notebooks, desc="notebooks", unit="notebook", delay=0.5):
         out = out_dir / notebook.name

@@ -11,12 +11,11 @@ import re
 import textwrap
 import tomllib
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from flashspec import provenance
-from flashspec.theory.checks import at_least as at_least
+from flashspec.typed import in_words
 
 NOTHING = ("none", "null", "")
 PRESETS = Path(__file__).parents[1] / "data" / "presets.toml"
@@ -73,33 +72,13 @@ def parse_value(name: str, kind: Any, value: Any) -> Any:
     try:
         return _parse(kind, value)
     except UNFIT as error:
-        raise Refused(f"parameter {name!r} expects {type_name(kind)}, got {value!r:.80}: pass a value of that type") from error
-
-
-def type_name(kind: Any) -> str:
-    """A type as a user would write it."""
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(repr, get_args(kind)))
-    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
-
-
-def among(name: str, values: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse the first value that is not known."""
-    choices = tuple(known)
-    for value in values:
-        if value not in choices:
-            raise ValueError(f"{name} must be among {', '.join(choices)}, got {value!r}")
+        raise Refused(f"parameter {name!r} expects {in_words(kind)}, got {value!r:.80}: pass a value of that type") from error
 
 
 def canonical(params: Any) -> dict[str, Any]:
     """Parameters as JSON values in declared types, so that 0 and 0.0 for a float field are one key."""
     typed = {name: parse_value(name, kind, getattr(params, name)) for name, kind in hints(type(params)).items()}
     return dict(json.loads(json.dumps(typed, default=str)))
-
-
-def key(params: Any) -> str:
-    """A short hash of the parameters, and of nothing else."""
-    return provenance.short_hash(canonical(params))
 
 
 def listed(text: str) -> list[Any]:

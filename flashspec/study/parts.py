@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,11 +13,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flashspec.heads.candidates import ShortlistHead
-from flashspec.heads.dense import DenseHead
+from flashspec.decoding.method import Method, build
+from flashspec.decoding.models import Models
+from flashspec.heads.base import Norm
+from flashspec.heads.candidates import PreviewHead, ShortlistHead, sizes
+from flashspec.heads.cluster import Clusters, members_of
+from flashspec.heads.flash import FlashHead
 from flashspec.heads.registry import HEADS, RANKED, VARIANTS, Origin, head_named
+from flashspec.kernels import Packed
 from flashspec.measure import clock
-from flashspec.measure.pieces import Ahead, Ready, checked, one_token, stand_in_flash, stand_in_preview
+from flashspec.measure.parts import Bench, held
 from flashspec.measure.runs import stored_bytes
 from flashspec.models.config import ModelConfig
 from flashspec.models.gguf import opened
@@ -24,14 +30,18 @@ from flashspec.models.gguf_checkpoint import config_of as gguf_config
 from flashspec.models.pairs import PAIRS, published
 from flashspec.models.synthetic import random_rows, reshaped, shape, synthetic
 from flashspec.models.transformer import Transformer
+from flashspec.sampling import Dice
 from flashspec.study.experiment import Experiment, by
-from flashspec.study.parameters import among, at_least, presets_of
+from flashspec.study.parameters import presets_of
 from flashspec.study.racers import dtype_of, format_of, options_of
+from flashspec.theory.checks import among, at_least
 
 PIECES = ("projection", "step", "body", "head", "burst", "check")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int4": torch.bfloat16}
 FILES = {name if role == "target" else f"{name}-{role}": (name, role) for name, pair in PAIRS.items() for role in pair}
 OWN = "auto"  # the format of a published model's file
+BARE = re.compile(r"(\d+)x(\d+)", re.ASCII)  # IDSxWIDTH, a shape that is a vocabulary projection alone
+CLUSTER = 16  # ids of a cluster
 ROWS = 64  # hidden rows that projections take in turn
 
 
@@ -56,16 +66,14 @@ class Params:
     seed: int = 0  # seed of weights and rows
 
     def __post_init__(self) -> None:
-        among("piece", self.piece, PIECES)
-        among("head", self.head, [name for name in HEADS if name != RANKED[1]])
-        among("format", self.format, (*DTYPES, OWN))
+        among(self, piece=PIECES, head=[name for name in HEADS if name != RANKED[1]], format=(*DTYPES, OWN))
         at_least(self, layers=0, spread=1, probes=1, shortlist=1, rows=1, k=1, past=1, cold_megabytes=0, repeats=1)
         for name in self.shape:
             if (name in FILES) != (self.format == (OWN,)):
                 raise ValueError(f"format {OWN} is that of the models {', '.join(FILES)}; got shape {name!r}, {self.format}")
             if name not in FILES:
                 config_of(name, 0, 1)
-            if bare(name) and set(self.piece) != {"projection"}:
+            if BARE.fullmatch(name) and set(self.piece) != {"projection"}:
                 raise ValueError(f"shape {name!r} is a projection alone; with it, piece must be projection")
 
 
@@ -116,34 +124,27 @@ def measure(params: Params) -> Iterator[Row]:
     speed, pieces = clock.roof(params.device), [piece for config in configs for piece in pieces_of(config, params)]
     for megabytes in dict.fromkeys((params.cold_megabytes, 0)):
         chosen = [piece for piece in pieces if piece.facts.get("cold_megabytes", 0) == megabytes]
-        plan = clock.Plan(params.repeats, 2, megabytes, params.device)
-        yield from (Row(**facts, bandwidth=speed) for facts in timed(chosen, plan))
+        lines = timed(chosen, params.repeats, 2, params.device, megabytes)
+        yield from (Row(**facts, bandwidth=speed) for facts in lines)
 
 
-def timed(pieces: Sequence[Piece], plan: clock.Plan) -> Iterator[dict[str, Any]]:
+def timed(pieces: Sequence[Piece], repeats: int, warmup: int, device: str, megabytes: int = 0) -> Iterator[dict[str, Any]]:
     """The columns of every turn of every piece, all of them in turns."""
     calls = {str(number): piece.call for number, piece in enumerate(pieces)}
-    with torch.inference_mode():
-        raw = clock.interleaved_seconds(calls, plan)
+    raw = clock.interleaved_seconds(calls, repeats, warmup, device, megabytes)
     for piece, seconds in zip(pieces, raw.values(), strict=True):
-        yield from ({**piece.facts, "device": plan.device, "seconds": s, "turn": turn} for turn, s in enumerate(seconds))
+        yield from ({**piece.facts, "device": device, "seconds": s, "turn": turn} for turn, s in enumerate(seconds))
 
 
 def config_of(name: str, layers: int, spread: int) -> ModelConfig:
     """A shape's configuration with these layers (0: its own), spread over fewer; IDSxWIDTH has one layer."""
     if name in FILES:
         return gguf_config(opened(published(*FILES[name])))
-    if bare(name):
-        ids, width = map(int, name.split("x"))
+    if found := BARE.fullmatch(name):
+        ids, width = map(int, found.groups())
         return replace(shape("reference-draft"), vocab_size=ids, hidden=width, layers=1)
     whole = shape(name, layers or None)
     return reshaped(whole, max(1, whole.layers // spread)) if spread > 1 else whole
-
-
-def bare(name: str) -> bool:
-    """Whether a shape is a vocabulary projection alone, IDSxWIDTH."""
-    ids, _, width = name.partition("x")
-    return ids.isdecimal() and width.isdecimal()
 
 
 def pieces_of(config: ModelConfig, params: Params) -> Iterator[Piece]:
@@ -171,36 +172,43 @@ def _projections(origin: Origin, facts: dict[str, Any], params: Params) -> Itera
     rows = random_rows(ROWS, origin.weight.shape[1], seed=params.seed + 1).to(origin.weight.device)
     for named, head in heads_over(origin, params):
         cold = {"piece": "projection", "bytes": head.bytes_read(1), "cold_megabytes": params.cold_megabytes}
-        yield Piece({**facts, **named, **cold}, partial(_next_token, head, cycle(rows.split(1)).__next__))
+        yield Piece({**facts, **named, **cold}, partial(best, head, cycle(rows.split(1)).__next__))
 
 
-def _reads(model: Any, facts: dict[str, Any], params: Params, form: str) -> Iterator[Piece]:
+def _reads(model: Transformer, facts: dict[str, Any], params: Params, form: str) -> Iterator[Piece]:
     """Steps, bodies, heads and bursts of a draft, and checks of a target, of this model."""
-    layers = stored_bytes(model.layers)
-    draft = Ready(model, params.past, max(params.k))
+
+    def after(rows: int, **changes: Any) -> Bench:
+        """The model after the past and `rows` tokens more."""
+        ids = [i % model.config.vocab_size for i in range(params.past + rows)]
+        (stage,) = build(Method(), Models(model), context=len(ids) + max(params.k) + 1)
+        return held([stage._replace(**changes)], ids)
+
+    layers, draft = stored_bytes(model.layers), after(1)
     dense = {"head": "dense", "format": form, "rows_scored": model.config.vocab_size}
     if "body" in params.piece:
-        yield Piece({**facts, **dense, "piece": "body", "bytes": layers}, partial(draft.read, 1))
+        yield Piece({**facts, **dense, "piece": "body", "bytes": layers}, draft.read)
     for named, head in heads_over(Origin(model.vocabulary, model.norm), params):
         once = layers + head.bytes_read(1)
         if "step" in params.piece:
-            yield Piece({**facts, **named, "piece": "step", "bytes": once}, partial(_next_token, head, partial(draft.read, 1)))
+            yield Piece({**facts, **named, "piece": "step", "bytes": once}, partial(best, head, draft.read))
         if "head" in params.piece:
-            call = partial(one_token, head, draft.read(1)[-1:].clone())
+            call = partial(best, head, cycle([draft.read().clone()]).__next__)
             yield Piece({**facts, **named, "piece": "head", "bytes": head.bytes_read(1)}, call)
         for k in params.k if "burst" in params.piece else ():
-            yield Piece({**facts, **named, "piece": "burst", "k": k, "bytes": k * once}, Ahead(draft, head, k))
-    head = DenseHead(model.norm, model.vocabulary)
+            burst = after(1, head=head, every=k).burst
+            yield Piece({**facts, **named, "piece": "burst", "k": k, "bytes": k * once}, burst)
+    head = draft.stages[0].head
     for rows in params.rows if "check" in params.piece else ():
         size = layers + head.bytes_read(rows)
-        target = Ready(model, params.past, max(params.k), rows)
-        yield Piece({**facts, **dense, "piece": "check", "rows": rows, "bytes": size}, partial(checked, head, target, rows))
+        call = partial(best, head, partial(after(rows).read, rows))
+        yield Piece({**facts, **dense, "piece": "check", "rows": rows, "bytes": size}, call)
 
 
 def heads_over(origin: Origin, params: Params) -> Iterator[tuple[dict[str, Any], Any]]:
     """Every head at every setting that fits the vocabulary, untrained, and the columns that describe it."""
     ids, dtype = origin.weight.shape[0], dtype_of(origin.weight)
-    flash = functools.cache(partial(stand_in_flash, origin.weight, origin.norm, 1, seed=params.seed))
+    flash = functools.cache(partial(stand_in_flash, origin.weight, origin.norm, params.seed))
     for name in params.head:
         made: Any
         if name.startswith("flash"):
@@ -220,9 +228,30 @@ def heads_over(origin: Origin, params: Params) -> Iterator[tuple[dict[str, Any],
                 yield {"head": name, "format": format_of(name, dtype), "rows_scored": head.rows_scored, **options}, head
 
 
-def _next_token(head: Any, row: Callable[[], Tensor]) -> Tensor:
-    return one_token(head, row())
+def stand_in_flash(weight: Tensor | Packed, norm: Norm | None, seed: int = 0) -> FlashHead:
+    """A FlashHead of one probe over seeded arbitrary clusters: the cost of a trained one, without its quality."""
+    (vocab, width), dice = weight.shape, torch.Generator().manual_seed(seed)
+    count = -(-vocab // CLUSTER)
+    assignments = torch.randperm(count * CLUSTER, generator=dice)[:vocab] // CLUSTER
+    made = (assignments, members_of(assignments, count, CLUSTER), random_rows(count, width, seed=seed))
+    places, members, centroids = (part.to(weight.device) for part in made)
+    return FlashHead.build(weight, norm, Clusters(places, members, centroids), probes=1)
 
 
-PRESETS = presets_of("parts", Params)
-EXPERIMENT = Experiment("parts", Params, Row, measure, split=by("shape", "layers"), presets=PRESETS)
+def stand_in_preview(weight: Tensor, norm: Norm | None = None) -> PreviewHead:
+    """A preview head of the default size with arbitrary directions: nothing is decomposed."""
+    vocab, width = weight.shape
+    rank, candidates = sizes(vocab, width)
+    basis, preview = (random_rows(count, size, weight.dtype) for count, size in ((rank, width), (vocab, rank)))
+    return PreviewHead(norm, weight, candidates, basis.to(weight.device), preview.to(weight.device))
+
+
+def best(head: Any, rows: Callable[[], Tensor]) -> Tensor:
+    """The best token after each of the rows that a call gives."""
+    given = rows()
+    scores = head(given, torch.zeros(len(given), dtype=torch.int64), Dice(0))
+    return scores.pick(scores.logits.argmax(-1))
+
+
+SPLIT = by("shape", "layers")
+EXPERIMENT = Experiment("parts", Params, Row, measure, split=SPLIT, presets=presets_of("parts", Params))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -11,12 +11,13 @@ from typing import Any
 from flashspec.heads.registry import HEADS
 from flashspec.measure.certificate import certify, first_difference, target_scorer
 from flashspec.measure.parts import loop_overhead
-from flashspec.measure.prompts import Prompt
+from flashspec.measure.prompts import Prompt, numbered
 from flashspec.measure.runs import Run, Text, repeated_share, text_digest
 from flashspec.study.drafts import folders, prompts_of
 from flashspec.study.experiment import Experiment, by
-from flashspec.study.parameters import among, at_least, presets_of
-from flashspec.study.racers import BASELINE, BASES, DRAFT_MODEL, SHORT, Racer, racers, samplings
+from flashspec.study.parameters import presets_of
+from flashspec.study.racers import BASES, DRAFT_MODEL, SHORT, Racer, racers, samplings
+from flashspec.theory.checks import among, at_least
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,8 @@ class Params:
     seed: int = 0  # seed of sampling
 
     def __post_init__(self) -> None:
-        among("method", self.method, (*BASES, *SHORT))
-        among("head", self.head, HEADS)
-        among("engine", self.engine, ("flashspec", "transformers", "llama.cpp"))
-        among("dtype", self.dtype, ("auto", "bfloat16", "float32"))
-        among("finalize", self.finalize, ("deferred", "eager"))
+        among(self, method=(*BASES, *SHORT), head=HEADS, engine=("flashspec", "transformers", "llama.cpp"))
+        among(self, dtype=("auto", "bfloat16", "float32"), finalize=("deferred", "eager"))
         at_least(self, k=1, probes=1, shortlist=1, exit=1, verify_exit=1, interval=1, per_kind=1, new_tokens=2, repeats=1)
         at_least(self, screen=0, parts=0, twins=0)
         samplings(self)
@@ -64,8 +62,27 @@ class Params:
             raise ValueError("other engines are compared greedily: with them, temperature must be 0 alone")
 
 
-@dataclass(frozen=True)
-class Row:
+@dataclass(frozen=True, kw_only=True)
+class Who:
+    """Who decoded which prompt."""
+
+    target: str
+    draft: str = ""
+    method: str
+    head: str
+    k: int
+    probes: int = 0
+    exits: str = ""
+    interval: int = 0
+    finalize: str
+    temperature: float
+    rule: str
+    kind: str
+    prompt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(Who):
     """One run on one prompt in one turn (rows of older tables sum `prompts` of them), with the latest timing of the parts, made
     after this prompt or an earlier one.
 
@@ -76,31 +93,18 @@ class Row:
     `layer_tokens` are rows times layers; `bytes` and `flops` are of older tables.
     """
 
-    target: str
-    method: str
-    head: str
     format: str
-    k: int
-    finalize: str
-    temperature: float
-    rule: str
-    kind: str
     emitted: int
     seconds: float
     turn: int
-    prompt: int
     prompts: int = 1
     target_digest: str = ""
-    draft: str = ""
     draft_digest: str = ""
     layers: int | None = None
     body: int | None = None
     head_bytes: int | None = None
     steps: int | None = None
-    probes: int = 0
     shortlist: int = 0
-    exits: str = ""
-    interval: int = 0
     weights: str = "dense"
     dtype: str = "bfloat16"
     engine: str = "flashspec"
@@ -177,11 +181,10 @@ def twin_digests(field: Sequence[Racer], prompts: Sequence[Prompt], params: Para
     """Digests of float32 texts of the first prompts of each kind, where the rule promises equal texts."""
     if not params.twins or not field[0].owes_the_text:
         return {}
-    names, found, seen = {racer.name for racer in field}, {}, Counter[str]()
+    names, found = {racer.name for racer in field}, {}
     twins = racers(replace(params, dtype=("float32",), weights="dense"))
-    for number, prompt in enumerate(prompts):
-        seen[prompt.kind] += 1
-        for racer in twins if seen[prompt.kind] <= params.twins else []:
+    for number, (before, prompt) in enumerate(numbered(prompts)):
+        for racer in twins if before < params.twins else ():
             name = racer.name.replace("float32", params.dtype[0])
             if name in names:
                 found[name, number] = text_digest(racer.run(prompt, params.new_tokens).tokens)
@@ -197,7 +200,7 @@ def _divergence(racer: Racer, prompt: Prompt, plain: Text, text: Text, explained
     if name in explained or racer.who.get("engine") == "llama.cpp" or at >= min(len(plain), len(text)):
         return {"divergence_at": at}
     explained.add(name)
-    scorer = racer.theirs.score if racer.theirs else target_scorer(racer.models.target, racer.entry.sampling)
+    scorer = racer.theirs.score if racer.theirs else target_scorer(racer.models.target, racer.sampling)
     certificate = certify(plain, text, prompt.ids, scorer)
     return {"divergence_at": at, "gap": certificate and certificate.gap, "noise": certificate and certificate.noise}
 
@@ -205,22 +208,17 @@ def _divergence(racer: Racer, prompt: Prompt, plain: Text, text: Text, explained
 def _parts(field: Sequence[Racer], prompt: Prompt, runs: Mapping[str, Run]) -> dict[str, dict[str, float]]:
     """Parts of every racer, timed now, beside a step of plain decoding and the loop's overhead."""
     found = {racer.name: racer.parts(prompt, runs[racer.name]) for racer in field if not racer.theirs}
-    step, loop = found[field[0].name]["step_seconds"], {True: loop_overhead(1), False: loop_overhead(2)}
-    for racer in field:
-        if racer.name in found:
-            found[racer.name] |= {"step_seconds": step, "overhead_seconds": loop[racer.who["method"] == BASELINE]}
-    return found
+    plain, loops = field[0].name, (loop_overhead(2), loop_overhead(1))
+    step = found[plain]["step_seconds"]
+    return {name: {**own, "step_seconds": step, "overhead_seconds": loops[name == plain]} for name, own in found.items()}
 
 
 def _fastest(field: Sequence[Racer], runs: Mapping[str, Run], keep: int) -> list[Racer]:
     """The fastest of each method, draft, head and final token, in order; plain decoding stays."""
-    left = Counter[tuple[Any, ...]]()
-    best = set()
+    groups = defaultdict[tuple[Any, ...], list[str]](list)
     for racer in sorted(field, key=lambda racer: runs[racer.name].seconds):
-        group = tuple(racer.who.get(name) for name in ("method", "draft", "head", "finalize", "engine"))
-        left[group] += 1
-        if left[group] <= keep:
-            best.add(racer.name)
+        groups[tuple(racer.who.get(name) for name in ("method", "draft", "head", "finalize", "engine"))].append(racer.name)
+    best = {name for names in groups.values() for name in names[:keep]}
     return [racer for racer in field if racer.name in best]
 
 
@@ -229,5 +227,4 @@ def _row(racer: Racer, kind: str, run: Run, **more: Any) -> Row:
     return Row(**{**racer.who, **run.counts, **text, **more, "kind": kind, "seconds": run.seconds})
 
 
-PRESETS = presets_of("race", Params)
-EXPERIMENT = Experiment("race", Params, Row, measure, split=points, models=folders, presets=PRESETS)
+EXPERIMENT = Experiment("race", Params, Row, measure, split=points, models=folders, presets=presets_of("race", Params))

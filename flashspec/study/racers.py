@@ -18,10 +18,10 @@ from flashspec.heads.index import usable
 from flashspec.heads.registry import HEADS
 from flashspec.kernels import Packed
 from flashspec.measure import clock
-from flashspec.measure.llama import Llama
 from flashspec.measure.parts import stage_costs
+from flashspec.measure.peers import Llama, Peers
 from flashspec.measure.prompts import Prompt
-from flashspec.measure.runs import Entry, Run, timed
+from flashspec.measure.runs import Run, timed
 from flashspec.measure.trace import target_digest
 from flashspec.models.transformer import Transformer
 from flashspec.sampling import Sampling
@@ -29,9 +29,8 @@ from flashspec.study.drafts import chains_of, drafts_of, facts_of, pair_of, shor
 
 BASELINE, DRAFT_MODEL = "baseline", "draft_model"
 LLAMA_CONTEXT = 4096  # tokens that its caches hold at most
-HIERARCHIES = ("hispec", "hispec_adaptive", "hispec_typical")
 SHORT = {"dense": (DRAFT_MODEL, "dense"), "flash": (DRAFT_MODEL, "flash"), "hispec_flash": ("hispec", "flash")}
-BASES = {DRAFT_MODEL: METHODS["dense"], **{n: METHODS[n] for n in ("lookup", "cascade", "self_speculation", *HIERARCHIES)}}
+BASES = {DRAFT_MODEL: METHODS["dense"], **{n: METHODS[n] for n in METHODS if n not in (BASELINE, *SHORT)}}
 
 
 @dataclass(frozen=True)
@@ -44,37 +43,34 @@ class Racer:
     name: str
     who: dict[str, Any]
     models: Models
-    entry: Entry
+    method: Method
+    sampling: Sampling
     theirs: Any = None
 
     @property
     def owes_the_text(self) -> bool:
         """Whether its text must be plain decoding's, token for token."""
-        sampling = self.entry.sampling
-        return self.entry.method.exact(sampling) and (sampling.rule == "coupling" or not sampling.temperature)
+        return self.method.exact(self.sampling) and (self.sampling.rule == "coupling" or not self.sampling.temperature)
 
     def run(self, prompt: Prompt, new_tokens: int) -> Run:
         """Decode once against the clock; counting happens afterwards."""
         if self.theirs is None:
-            return timed(self.models, self.entry, prompt.ids, new_tokens)
-        start, k = clock.now(), self.who["k"] or None
-        if isinstance(self.theirs, Llama):
-            found = self.theirs.greedy(prompt.ids, new_tokens, k, "lookup" if self.who["method"] == "lookup" else "draft")
-            tokens = tuple(found.pop("tokens"))
-            return Run(clock.now() - start, tokens, {"emitted": len(tokens), **found})
-        tokens = self.theirs.greedy(prompt.ids, new_tokens, k)
-        return Run(clock.now() - start, tokens, {"emitted": len(tokens)})
+            return timed(self.models, self.method, self.sampling, prompt.ids, new_tokens)
+        start, how = clock.now(), {"lookup": True} if self.who["method"] == "lookup" else {}
+        found = self.theirs.greedy(prompt.ids, new_tokens, self.who["k"] or None, **how)
+        tokens = tuple(found.pop("tokens"))
+        return Run(clock.now() - start, tokens, {"emitted": len(tokens), **found})
 
     def parts(self, prompt: Prompt, before: Run) -> dict[str, float]:
         """Seconds of the parts of a round now, in the middle of the text of an earlier run."""
-        levels = range(1, 1 + sum(f"actions_{i}" in before.counts for i in (1, 2)))
-        waits = [max(1, round(before.counts[f"waiting_{i}"] / max(1, before.counts[f"actions_{i}"]))) for i in levels]
-        method, half = self.entry.method, len(prompt.ids) + len(before.tokens) // 2
+        found, levels = before.counts, [i for i in (1, 2) if f"actions_{i}" in before.counts]
+        waits = [max(1, round(found[f"waiting_{i}"] / max(1, found[f"actions_{i}"]))) for i in levels]
+        half = len(prompt.ids) + len(before.tokens) // 2
         text = [*prompt.ids, *before.tokens][: half + max([1, *waits])]
         ids, stages = torch.tensor(text[:half], device=self.models.target.device), list[Any]()
 
         def start() -> None:
-            stages[:] = build(method, self.models, self.entry.sampling, len(text) + method.k + 2)
+            stages[:] = build(self.method, self.models, self.sampling, len(text) + self.method.k + 2)
             for stage in stages:
                 stage.reader.read(ids[: len(prompt.ids) - 1])
 
@@ -82,12 +78,10 @@ class Racer:
             prefill = clock.seconds_of(start)
             stages[-1].reader.read(ids[:-1])
             finalize = clock.seconds_of(lambda: stages[-1].reader.read(ids))
-        token, head, checks = stage_costs(stages, text, waits, clock.Plan(3, 1))
-        found = {"prefill_seconds": prefill, "head_seconds": head, "finalize_seconds": finalize}
-        if not levels:
-            return {**found, "step_seconds": token}
-        found |= {f"check_{i}_seconds": seconds for i, seconds in zip(levels, checks, strict=True)}
-        return {**found, "burst_seconds": token * method.k}
+        costs = {**stage_costs(stages, text, waits), "prefill": prefill, "finalize": finalize}
+        token = costs.pop("token")
+        costs |= {"burst": token * self.method.k} if waits else {"step": token}
+        return {f"{name}_seconds": seconds for name, seconds in costs.items()}
 
 
 def dtype_of(weight: Tensor | Packed) -> str:
@@ -145,20 +139,15 @@ def methods(params: Any, layers: int) -> Iterator[tuple[str, Method]]:
 
 def schedules(params: Any, name: str, layers: int) -> list[tuple[tuple[int, ...], int]]:
     """Exits and intervals of a method, in rising order and below the target's top."""
-    levels, intervals = [params.exit], [BASES[name].interval]
-    if name in HIERARCHIES:
-        levels, intervals = [params.exit, params.verify_exit], params.interval
-    elif name == "cascade":
-        return [((), interval) for interval in params.interval]
-    elif name != "self_speculation":
-        return [((), BASES[name].interval)]
+    base = BASES[name]
+    levels = (params.exit, params.verify_exit)[: len(base.exits)]
     found = [exits for exits in product(*levels) if [*exits, layers] == sorted({*exits, layers})]
     if not found:
         raise ValueError(
             f"{name} has no exits in exit = {params.exit} and verify_exit = {params.verify_exit} that rise below "
             f"the target's {layers} layers; name others"
         )
-    return list(product(found, intervals))
+    return list(product(found, params.interval if len(levels) > 1 or base.draft == "cascade" else (base.interval,)))
 
 
 def options_of(params: Any, head: str) -> list[dict[str, Any]]:
@@ -169,8 +158,6 @@ def options_of(params: Any, head: str) -> list[dict[str, Any]]:
 
 def _transformers(params: Any, facts: dict[str, Any]) -> list[Racer]:
     """Plain and assisted generation by transformers, of the first draft's pair as a folder for it."""
-    from flashspec.measure.peers import Peers
-
     dtype = params.dtype[0]
     (name, source), *_ = drafts_of(params.draft).items()
     models = pair_of(params.target[0], name, source, dtype, "dense")
@@ -218,4 +205,4 @@ def _racer(params: Any, name: str, method: Method, models: Models, facts: dict[s
     }
     shared = {"dtype": dtype, "weights": params.weights, "temperature": sampling.temperature, "rule": sampling.rule}
     unique = " ".join(map(str, (facts.get("engine", ""), name, facts.get("draft", ""), *columns.values())))
-    return Racer(unique, {**facts, "method": name, **columns, **shared}, models, Entry(unique, method, sampling))
+    return Racer(unique, {**facts, "method": name, **columns, **shared}, models, method, sampling)

@@ -6,33 +6,31 @@ Costs are measured; texts are meaningless; rounds accept as many tokens as a giv
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from flashspec.decoding.cascade import Limits, decode
-from flashspec.decoding.rules import rule_for
+from flashspec.decoding.method import METHODS, build
+from flashspec.decoding.models import Models
 from flashspec.decoding.stages import Stage, scripted
-from flashspec.decoding.ways import fastest
 from flashspec.heads.base import Head
-from flashspec.heads.dense import DenseHead
 from flashspec.heads.registry import Origin
 from flashspec.measure import clock
-from flashspec.measure.pieces import flag
 from flashspec.models import graphs
 from flashspec.models.memory import Form, weight_bytes
-from flashspec.models.reader import SpanReader
 from flashspec.models.synthetic import GROUP, is_awq, shape, synthetic
-from flashspec.models.transformer import Transformer
-from flashspec.sampling import GREEDY
 from flashspec.study import parts
 from flashspec.study.experiment import Experiment, by
 from flashspec.study.frames import DataFrame, framed
-from flashspec.study.parameters import among, at_least, presets_of
+from flashspec.study.parameters import presets_of
 from flashspec.study.tables import Results
+from flashspec.theory.checks import among, at_least
 
 PARTS = ("projection", "draft_step", "end_to_end", "verify")
 HEADS = ("dense", "flash")
@@ -57,8 +55,7 @@ class Params:
     repeats: int = 10  # repeats, after discarded warm-up
 
     def __post_init__(self) -> None:
-        among("part", self.part, PARTS)
-        among("graphs", self.graphs, graphs.CHOICES)
+        among(self, part=PARTS, graphs=graphs.CHOICES)
         at_least(self, probes=1, k=1, past=1, new_tokens=1, repeats=1)
         for name in (self.target, self.draft):
             shape(name)
@@ -80,7 +77,7 @@ def measure(params: Params) -> Iterator[Row]:
     gc.collect()  # readers of the part before and what they recorded hold one another until then
     (part,) = params.part
     for mode in ("auto",) if part == "projection" else params.graphs:
-        with flag(mode):
+        with patch.dict(os.environ, {graphs.FLAG: mode}):
             rows = [Row(**facts, graphs=mode) for facts in (end_to_end if part == "end_to_end" else pieces)(params)]
         yield from rows
 
@@ -102,27 +99,27 @@ def pieces(params: Params) -> Iterator[dict[str, Any]]:
 def end_to_end(params: Params) -> Iterator[dict[str, Any]]:
     """Whole texts: plain decoding, and drafts with every head and both final tokens."""
     draft, target = (synthetic(name, device=params.device) for name in (params.draft, params.target))
-    prompt, found = [i % draft.config.vocab_size for i in range(params.past)], []
+    models, found = Models(target, draft), list[parts.Piece]()
+    prompt = [i % draft.config.vocab_size for i in range(params.past)]
     asked = parts.Params(head=HEADS, probes=params.probes, device=params.device)
     for named, head in [({}, None), *parts.heads_over(Origin(draft.head_weight, draft.norm), asked)]:
-        stages = stages_of((draft, target), head, params)
+        stages = stages_of(models, head, params)
         for finalize in ("deferred", "eager") if head else ("deferred",):
             call = partial(text_of, stages, prompt, Limits(params.new_tokens, (), finalize))
             facts = {"piece": "text", "shape": params.target, "k": params.k if head else 0, "finalize": finalize}
             found.append(parts.Piece({**facts, **named, "tokens": len(call())}, call))
     own = {"head": "", "format": "bfloat16", "past": params.past, "bandwidth": clock.roof(params.device)}
-    timed = parts.timed(found, clock.Plan(max(1, params.repeats // 3), 1, device=params.device))
+    timed = parts.timed(found, max(1, params.repeats // 3), 1, params.device)
     yield from ({**own, **facts} for facts in timed)
 
 
-def stages_of(models: tuple[Transformer, Transformer], head: Head | None, params: Params) -> list[Stage]:
+def stages_of(models: Models, head: Head | None, params: Params) -> list[Stage]:
     """Plain decoding without a head; else a draft with this head below the target, acceptance scripted."""
-    (draft, target), rule = models, rule_for(GREEDY, models[1].config.vocab_size)
     context = params.past + params.new_tokens + params.k + 1
-    top = Stage(SpanReader(target, context=context), DenseHead(target.norm, target.head_weight), rule, params.k, way=fastest)
     if head is None:
-        return [top._replace(every=1)]
-    return scripted([Stage(SpanReader(draft, context=context), head, rule, way=fastest), top], params.curve)
+        return build(METHODS["baseline"], models, context=context)
+    draft, target = build(METHODS["dense"], models, context=context)
+    return scripted([draft._replace(head=head), target._replace(every=params.k)], params.curve)
 
 
 def text_of(stages: list[Stage], prompt: list[int], limits: Limits) -> list[int]:
@@ -155,5 +152,4 @@ def memory(names: Sequence[str]) -> DataFrame:
     return framed(lines, columns).set_index("shape").round(2)
 
 
-PRESETS = presets_of("real_shapes", Params)
-EXPERIMENT = Experiment("real_shapes", Params, Row, measure, split=by("part"), presets=PRESETS)
+EXPERIMENT = Experiment("real_shapes", Params, Row, measure, split=by("part"), presets=presets_of("real_shapes", Params))

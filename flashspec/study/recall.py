@@ -15,12 +15,12 @@ from flashspec.heads.cluster import Recipe, balanced, unconstrained
 from flashspec.heads.flash import FlashHead, calibrate_always
 from flashspec.heads.index import usable
 from flashspec.heads.registry import HEADS
-from flashspec.measure.pieces import low_rank_rows
 from flashspec.study.drafts import drafts_of, folders, short_name
 from flashspec.study.experiment import Experiment
 from flashspec.study.held_out import LIVE, HeldOut, held_out, judged
-from flashspec.study.parameters import among, at_least, presets_of
+from flashspec.study.parameters import presets_of
 from flashspec.study.racers import dtype_of, format_of
+from flashspec.theory.checks import among, at_least
 
 TIMED = ("clustering_seconds", "balancing_seconds", "permutation_seconds", "threads")
 
@@ -47,7 +47,7 @@ class Params:
     seed: int = 0  # seed of texts, weights and clusters
 
     def __post_init__(self) -> None:
-        among("head", self.head, [name for name in HEADS if name not in LIVE])
+        among(self, head=[name for name in HEADS if name not in LIVE])
         at_least(self, per_kind=2, new_tokens=1, share=0, always=1, edge=1, rank=1, repeats=1)
         _ = [self.recipe(size) for size in (1, *self.cluster_size)]  # which refuse what they cannot be
         for ids, width in map(ids_and_width, self.shape):
@@ -118,6 +118,16 @@ def measure(params: Params) -> Iterator[Row]:
             chronic = calibrate_always(plain, held.dense, held.tuning, params.always)
             for head in (plain, plain.with_plan(always=chronic)) if chronic else (plain,):
                 yield from planned(held, head, params, {**who, **facts})
+
+
+def low_rank_rows(vocab: int, width: int, rank: int, noise: float = 0.5, seed: int = 0) -> Tensor:
+    """Seeded weight [vocab, width], float32: products of rank `rank` plus noise of `noise` times their size.
+
+    As in trained weights, many rows share directions that they can be clustered by.
+    """
+    dice = torch.Generator().manual_seed(seed)
+    rows, directions = torch.randn(vocab, rank, generator=dice), torch.randn(rank, width, generator=dice)
+    return torch.randn(vocab, width, generator=dice).mul_(noise).addmm_(rows, directions, alpha=rank**-0.5)
 
 
 def built(weight: Tensor, norm: Any, recipe: Recipe) -> tuple[FlashHead, dict[str, Any]]:

@@ -6,8 +6,7 @@ import importlib
 import shutil
 from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
-from copy import copy
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -117,9 +116,7 @@ def experiment_of(name: str, folder: Path) -> Experiment:
     if not name.endswith(".ipynb"):
         return EXPERIMENTS.preset(name)
     path = Path(name).resolve()
-    known: Any = [(each, kind, field(default_factory=partial(copy, d))) for each, (kind, d) in parameters(path).items()]
-    params = make_dataclass("Params", known, frozen=True)
-    return Experiment(path.stem, params, Named, partial(_ran, path, folder), measured=False, models=_models)
+    return Experiment(path.stem, parameters(path), Named, partial(_ran, path, folder), measured=False, models=_models)
 
 
 def _models(params: Any) -> dict[str, Path]:

@@ -24,8 +24,9 @@ from flashspec.study.engines import RESULT, WORKER, Answer, Engine, Task, answer
 from flashspec.study.experiment import Experiment
 from flashspec.study.frames import DataFrame
 from flashspec.study.notebooks import cells
-from flashspec.study.parameters import MANY, UNFIT, Refused, at_least, canonical, listed, parse
+from flashspec.study.parameters import MANY, UNFIT, Refused, canonical, listed, parse
 from flashspec.study.registry import EXECUTED, EXPERIMENTS, experiment_of
+from flashspec.theory.checks import at_least
 
 TABLE = "table.csv"
 LARGEST_FILE = 2**16

@@ -46,6 +46,14 @@ def one_of(name: str, value: Any, known: Iterable[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
+def among(params: Any, **known: Iterable[str]) -> None:
+    """Refuse a field, or a member of a list field, that is not known."""
+    for name, choices in known.items():
+        value = getattr(params, name)
+        for each in value if isinstance(value, (tuple, list)) else (value,):
+            one_of(name, each, choices)
+
+
 def check_smaller(draft: int, target: int) -> None:
     """Refuse a draft whose layers hold more parameters than its target's."""
     if draft > target:
