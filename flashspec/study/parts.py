@@ -20,7 +20,6 @@ from flashspec.measure.pieces import Ahead, Ready, checked, one_token, stand_in_
 from flashspec.measure.runs import stored_bytes
 from flashspec.models.config import ModelConfig
 from flashspec.models.gguf import opened
-from flashspec.models.gguf_checkpoint import config_of as gguf_config
 from flashspec.models.pairs import PAIRS, published
 from flashspec.models.synthetic import random_rows, reshaped, shape, synthetic
 from flashspec.models.transformer import Transformer

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from flashspec.models.awq import Scheme, scheme_to_hf
 from flashspec.models.checkpoint import write_folder
 from flashspec.models.export import CARRIED
 from flashspec.models.files import Kind, shaped
 from flashspec.models.folder import first_line, read_config
+from flashspec.models.packed import Scheme, scheme_to_hf
 from flashspec.models.tokenizer import tokenizer_of
 from flashspec.models.writing import carry, fresh_folder
 
