@@ -7,9 +7,8 @@ import torch
 from shelf import refused
 from toys import random_model, with_biases
 
-from flashspec.models import graphs
-from flashspec.models.engine import KernelEngine, TorchEngine
-from flashspec.models.graphs import FixedEngine, wanted
+from flashspec.models import engine as graphs
+from flashspec.models.engine import FixedEngine, KernelEngine, TorchEngine, wanted
 from flashspec.models.packed import PackedLinear, rounded
 from flashspec.models.reader import SpanReader, engine_for
 

@@ -13,7 +13,7 @@ from toys import random_model, text
 import flashspec as fs
 from flashspec import Models
 from flashspec.cli.main import status
-from flashspec.models import graphs
+from flashspec.models import engine as graphs
 from flashspec.models.engine import KernelEngine
 from flashspec.models.exits import ExitLayer, exits_file, load_exits, rows_at, save_exits
 from flashspec.models.packed import rounded

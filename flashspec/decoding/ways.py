@@ -19,8 +19,7 @@ from flashspec.decoding.stages import Burst, Score, Stage, Write
 from flashspec.heads.base import Head, WeightHead
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.index import IndexHead
-from flashspec.models.engine import KernelEngine
-from flashspec.models.graphs import LARGEST, FixedEngine
+from flashspec.models.engine import LARGEST, FixedEngine, KernelEngine
 from flashspec.models.reader import Reads, SpanReader
 from flashspec.sampling import Dice, Scores
 

@@ -18,7 +18,7 @@ from flashspec.heads.cluster import Clusters, members_of
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
 from flashspec.kernels import Packed
-from flashspec.models import graphs
+from flashspec.models.engine import FLAG
 from flashspec.models.reader import SpanReader
 from flashspec.models.synthetic import random_rows
 from flashspec.models.transformer import Transformer
@@ -28,14 +28,14 @@ from flashspec.sampling import GREEDY, Dice
 @contextmanager
 def flag(value: str) -> Iterator[None]:
     """Set FLASHSPEC_GRAPHS inside the block."""
-    before = os.environ.get(graphs.FLAG)
-    os.environ[graphs.FLAG] = value
+    before = os.environ.get(FLAG)
+    os.environ[FLAG] = value
     try:
         yield
     finally:
-        os.environ.pop(graphs.FLAG)
+        os.environ.pop(FLAG)
         if before is not None:
-            os.environ[graphs.FLAG] = before
+            os.environ[FLAG] = before
 
 
 def one_token(head: Head, row: Tensor) -> Tensor:

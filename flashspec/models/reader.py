@@ -8,8 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from flashspec.models.engine import Engine, KernelEngine, TorchEngine, kernel_ready
-from flashspec.models.graphs import FixedEngine, wanted
+from flashspec.models.engine import Engine, FixedEngine, KernelEngine, TorchEngine, kernel_ready, wanted
 from flashspec.models.transformer import Layer, Transformer
 
 Reads = tuple[int, ...]

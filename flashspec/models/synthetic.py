@@ -56,7 +56,7 @@ def reshaped(config: ModelConfig, layers: int) -> ModelConfig:
     kv_heads = max(1, round(config.kv_heads * scale))
     hidden = config.hidden * kv_heads * group // config.heads
     wide = replace(flat, hidden=hidden, heads=kv_heads * group, kv_heads=kv_heads, ffn=STEP)
-    channels = (config.body_parameters - wide.body_parameters) / (layers * hidden * (3 if config.gated else 2))
+    channels = (config.body_parameters - wide.body_parameters) / (layers * hidden * (2 if config.opt else 3))
     ffn = STEP + STEP * round(channels / STEP)
     if ffn < STEP:
         raise ValueError(f"at {layers} layers attention alone has more parameters than the body had; take fewer layers")

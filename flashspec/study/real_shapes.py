@@ -22,7 +22,7 @@ from flashspec.heads.dense import DenseHead
 from flashspec.heads.registry import Origin
 from flashspec.measure import clock
 from flashspec.measure.pieces import flag
-from flashspec.models import graphs
+from flashspec.models.engine import CHOICES
 from flashspec.models.memory import Form, weight_bytes
 from flashspec.models.reader import SpanReader
 from flashspec.models.synthetic import GROUP, is_awq, shape, synthetic
@@ -58,7 +58,7 @@ class Params:
 
     def __post_init__(self) -> None:
         among("part", self.part, PARTS)
-        among("graphs", self.graphs, graphs.CHOICES)
+        among("graphs", self.graphs, CHOICES)
         at_least(self, probes=1, k=1, past=1, new_tokens=1, repeats=1)
         for name in (self.target, self.draft):
             shape(name)
