@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from msgspec import to_builtins
 from shelf import far, refused
 from test_checkpoint import tensors, without
 from test_transformer import BASE, prompt, randomised
@@ -98,7 +99,7 @@ def write_awq(config, folder, skipped=()):
             twin[name] = dense(weight)
         else:
             tensors[name], twin[name] = value.half(), value.half().float()
-    write_folder(folder, tensors, to_hf(config, "float16") | {"quantization_config": awq.scheme_to_hf(scheme)})
+    write_folder(folder, tensors, to_hf(config, "float16") | {"quantization_config": to_builtins(scheme)})
     write_folder(folder / "twin", twin, to_hf(config, "float32"))
     return Transformer.load(folder / "twin")
 

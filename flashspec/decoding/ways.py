@@ -128,7 +128,8 @@ class CapturedScore:
         def score() -> Scores:
             if n:
                 places = engine.begin + fresh
-                x = engine.embed(self.tokens[places]) if reader.below is None else reader.below.trunk[places]
+                below, dtype = reader.below, reader.rows.dtype
+                x = reader.model.embed(self.tokens[places]).to(dtype) if below is None else below.trunk[places]
                 reader.rows.index_copy_(0, places, forward(x))
             places = engine.begin + n + newest
             return self.head(reader.rows[places - 1], places, Dice(0))

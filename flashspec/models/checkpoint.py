@@ -19,11 +19,22 @@ from flashspec.kernels.build import library
 from flashspec.kernels.integers import CELL, Shelf
 from flashspec.models.config import ModelConfig, Part, from_hf, parts
 from flashspec.models.files import Count, Generation, Kind, ids_of, shaped
-from flashspec.models.folder import FLOATS, GGUF, INDEX, INTEGERS, Tensors, located, read_as, read_config, verify_digests
+from flashspec.models.folder import (
+    FLOATS,
+    GGUF,
+    INDEX,
+    INTEGERS,
+    PAIRS,
+    Tensors,
+    located,
+    published,
+    read_as,
+    read_config,
+    verify_digests,
+)
 from flashspec.models.gguf import GgufCheckpoint
 from flashspec.models.memory import DTYPES, Form, device_named, dtype_named, refuse_too_large
 from flashspec.models.packed import NOTHING, Awq, PackedLinear, dequantise, layer, scheme_of
-from flashspec.models.pairs import PAIRS, published
 from flashspec.models.writing import replaced, write_json, write_tensors
 from flashspec.provenance import model_digests
 
@@ -59,7 +70,6 @@ class Checkpoint:
         self.tensors = Tensors(folder)
         if config.tied and self._other_head(config):
             config = replace(config, tied=False)
-            refuse_too_large(str(folder), config, self.form, self.device)
         self.config = config
         self._check_names()
 

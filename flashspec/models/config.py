@@ -137,10 +137,6 @@ class ModelConfig:
         """Weights of the vocabulary projection."""
         return self.vocab_size * self.hidden
 
-    def kv_bytes_per_token(self, itemsize: int) -> int:
-        """Bytes the key/value cache grows by for each token read."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * itemsize
-
 
 def parts(config: ModelConfig) -> Iterator[tuple[str, Part]]:
     """All our modules that own weights, by name."""

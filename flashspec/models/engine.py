@@ -65,10 +65,6 @@ class TorchEngine:
         self._kept = number, self.model.embed.weight.new_zeros(self.context, self.model.config.hidden)
         return self._kept[1]
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Embeddings [n, hidden] of tokens [n], without positions."""
-        return self.model.embed(tokens)
-
     def run(self, x: Tensor, start: int) -> Tensor:
         """Rows [n, hidden] after the span, for x at positions start..start+n-1; x may be overwritten."""
         return self.through(x, start, self.slots)
@@ -134,9 +130,6 @@ class KernelEngine:
         shape, layers, head = map(ctypes.addressof, (self._shape, self._layers, scoring.head))
         made = kernels.WRITER(shape, layers, self.count, embedding, added, head, self._keep(before))
         return kernels.Writer(made, scoring, self)
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        return self.model.embed(tokens).float()
 
     def run(self, x: Tensor, start: int) -> Tensor:
         x = (self.model.place(x, start) if self.lowest else x).contiguous()

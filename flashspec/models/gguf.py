@@ -152,19 +152,18 @@ class Gguf:
         if step not in ALIGNMENTS:
             raise ValueError(f"{self.path} aligns its tensors at {step!r}, expected a power of two; {AGAIN}")
         start = -(-self._at // step) * step
-        return {name: self._entry(name, *facts, start) for name, facts in told.items()}
-
-    def _entry(self, name: str, sizes: list[int], number: int, offset: int, start: int) -> Entry:
-        if number not in TYPES:
-            known = ", ".join(kind for kind, *_ in TYPES.values())
-            raise ValueError(f"{self.path}: tensor {name[:40]!r} has ggml's type {number}; readable are {known}")
-        kind, columns, size = TYPES[number]
-        if not all(sizes) or sizes[0] % columns:
-            raise ValueError(f"{self.path}: tensor {name[:40]!r} has the shape {sizes}, which no {kind} matrix has; {AGAIN}")
-        row_bytes = sizes[0] // columns * size
-        if start + offset + row_bytes * prod(sizes[1:]) > len(self._bytes):
-            raise ValueError(f"{self.path}: tensor {name[:40]!r} lies behind the end of the file; {AGAIN}")
-        return Entry(kind, tuple(reversed(sizes)), start + offset, row_bytes)
+        found = {}
+        for name, (sizes, number, offset) in told.items():
+            if number not in TYPES:
+                known = ", ".join(kind for kind, *_ in TYPES.values())
+                raise ValueError(f"{self.path}: tensor {name[:40]!r} has ggml's type {number}; readable are {known}")
+            kind, columns, size = TYPES[number]
+            if not all(sizes) or sizes[0] % columns:
+                raise ValueError(f"{self.path}: tensor {name[:40]!r} has the shape {sizes}, which no {kind} matrix has; {AGAIN}")
+            found[name] = Entry(kind, tuple(reversed(sizes)), start + offset, sizes[0] // columns * size)
+            if start + offset + found[name].row_bytes * prod(sizes[1:]) > len(self._bytes):
+                raise ValueError(f"{self.path}: tensor {name[:40]!r} lies behind the end of the file; {AGAIN}")
+        return found
 
 
 def config_of(file: Gguf) -> ModelConfig:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
-from msgspec import Struct, field, to_builtins
+from msgspec import Struct, field
 from torch import Tensor, nn
 
 from flashspec.kernels.integers import BITS, CELL, Packed, Shelf, pack, packed, packed_linear
@@ -34,11 +34,6 @@ class PackedLinear(nn.Module):
         self.bias = bias
         for number, part in enumerate(packed):
             self.register_buffer(f"cells_{number}", part.cells)
-
-    def cut(self, rows: int) -> None:
-        """Drop all but the first rows of a layer with one weight."""
-        self.packed = (self.weight[:rows],)
-        self.cells_0 = self.weight.cells
 
     @property
     def weight(self) -> Packed:
@@ -73,26 +68,20 @@ def rounded(given: Model, weights: str) -> Model:
     if model.device.type != "cpu":
         where = f"this model is on {model.device}; name the draft without :{weights}"
         raise ValueError(f"layers are rounded for the CPU kernels, and {where}")
-    twin, shelf = model.with_layers(copy.deepcopy(model.layers)), Shelf()
+    twin, shelf, bits = model.with_layers(copy.deepcopy(model.layers)), Shelf(), ROUNDED[weights]
     for part in [part for layer in twin.blocks for part in (layer.attention, layer.mlp)]:
         for name, child in part.named_children():
             if isinstance(child, nn.Linear | PackedLinear):
-                matrices = child.packed if isinstance(child, PackedLinear) else [child.weight]
-                packed = [_rounded(matrix, ROUNDED[weights], shelf) for matrix in matrices]
-                setattr(part, name, PackedLinear(packed, None if child.bias is None else child.bias.detach()))
+                found = child.packed if isinstance(child, PackedLinear) else [pack(child.weight, bits, shelf)]
+                found = [each if BITS[each.kind] <= bits else pack(each.dequantised(), bits, shelf) for each in found]
+                setattr(part, name, PackedLinear(found, None if child.bias is None else child.bias.detach()))
             elif hasattr(child, "in_features"):
                 raise ValueError(f"layers that are quantised cannot be rounded to {weights}; name the draft without its format")
     return cast(Model, twin)
 
 
-def _rounded(matrix: Tensor | Packed, bits: int, shelf: Shelf) -> Packed:
-    if not isinstance(matrix, Packed):
-        return pack(matrix, bits, shelf)
-    return matrix if BITS[matrix.kind] <= bits else pack(matrix.dequantised(), bits, shelf)
-
-
 class Scheme(Struct, frozen=True):
-    """The scheme of a quantization_config: how many weights share a scale, and which modules stay dense."""
+    """The scheme of a quantization_config, key for key as in Qwen3-32B-AWQ: the weights that share a scale, the dense modules."""
 
     group_size: int = 128
     skipped: Sequence[str] | None = field(name="modules_to_not_convert", default=None)
@@ -123,11 +112,6 @@ def scheme_of(raw: dict[str, Any], path: Path = CONFIG) -> Scheme | None:
     scheme = shaped(raw["quantization_config"], Scheme, path)
     refuse_others(raw["quantization_config"], FIXED, path)
     return scheme
-
-
-def scheme_to_hf(scheme: Scheme) -> dict[str, Any]:
-    """The quantization_config of this scheme, key for key as in Qwen3-32B-AWQ."""
-    return to_builtins(scheme) | {"modules_to_not_convert": list(scheme.skipped or ()) or None}
 
 
 def unpack(packed: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ class SpanReader(Reader):
 
     def _fresh(self, tokens: Tensor) -> Tensor:
         new = slice(self.seen, len(tokens))
-        x = self.engine.embed(tokens[new]) if self.below is None else self.below.trunk[new].clone()
+        x = self.model.embed(tokens[new]).to(self.rows.dtype) if self.below is None else self.below.trunk[new].clone()
         return self.engine.run(x, self.seen)
 
 

@@ -228,10 +228,11 @@ class Transformer(nn.Module):
 
     def cut_vocabulary(self, size: int) -> None:
         """Drop all ids from `size` on, in place; no row is copied."""
-        for module in cast(list[Any], [self.embed, *([] if self.head is None else [self.head])]):
+        for name in ("embed", "head"):
+            module: Any = getattr(self, name)
             if isinstance(module, PackedLinear):
-                module.cut(size)
-            else:
+                setattr(self, name, type(module)([module.weight[:size]]))
+            elif module is not None:
                 module.weight = nn.Parameter(module.weight.detach()[:size], requires_grad=module.weight.requires_grad)
         self.embed.num_embeddings = size
         self.config = replace(self.config, vocab_size=size)

@@ -149,7 +149,7 @@ def memory(names: Sequence[str]) -> DataFrame:
     lines = []
     for name, config in zip(names, map(shape, names), strict=True):
         sizes = [weight_bytes(config, Form(torch.bfloat16, group)) for group in (0, GROUP)]
-        sizes.append(1000 * config.kv_bytes_per_token(torch.bfloat16.itemsize))
+        sizes.append(1000 * 2 * config.layers * config.qkv_rows[1] * torch.bfloat16.itemsize)
         lines.append([name, *(size / 1e9 for size in sizes)])
     columns = ["shape", "bfloat16, GB", "4 bits, GB", "cache of 1000 tokens, GB"]
     return framed(lines, columns).set_index("shape").round(2)
