@@ -8,7 +8,7 @@ from shelf import refused
 from toys import random_model, with_biases
 
 from flashspec.models import engine as graphs
-from flashspec.models.engine import FixedEngine, KernelEngine, TorchEngine, wanted
+from flashspec.models.engine import FixedEngine, KernelEngine, TorchEngine, choice
 from flashspec.models.packed import PackedLinear, rounded
 from flashspec.models.reader import SpanReader, engine_for
 
@@ -165,9 +165,9 @@ def test_fixed_shapes_give_the_rows_of_the_torch_engine(changes, monkeypatch):
 
 def test_the_flag_decides_and_refuses_nonsense(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    for value, answers in {"auto": (False, True), "0": (False, False), "eager": (True, True)}.items():
+    for value, answers in {"auto": ("0", "record"), "0": ("0", "0"), "eager": ("eager", "eager")}.items():
         monkeypatch.setenv(graphs.FLAG, value)
-        assert (wanted(cpu), wanted(cuda)) == answers
-        assert type(engine_for(model({}, torch.float64), 0, 2, 64)) is (FixedEngine if answers[0] else TorchEngine)
+        assert (choice(cpu), choice(cuda)) == answers
+        assert type(engine_for(model({}, torch.float64), 0, 2, 64)) is (TorchEngine if answers[0] == "0" else FixedEngine)
     monkeypatch.setenv(graphs.FLAG, "yes")
-    refused("FLASHSPEC_GRAPHS must be one of auto, 0, eager, got 'yes'", wanted, cpu)
+    refused("FLASHSPEC_GRAPHS must be one of auto, 0, eager, got 'yes'", choice, cpu)

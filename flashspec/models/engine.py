@@ -11,7 +11,7 @@ import ctypes
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -109,11 +109,11 @@ class KernelEngine:
         return kernels.matrix(kept)
 
     def _layer(self, layer: Layer, slot: Slot) -> ctypes.Structure:
-        attention, products = layer.attention, _products(layer, self.model.config)
-        matrices = [self._matrix(part) for product, rows in products for part in _parts(product, rows) or ()]
+        attention, mlp = layer.attention, layer.mlp
+        matrices = [self._matrix(table) for table in _matrices(layer, self.model.config)]
         if self.model.config.opt:
             matrices.insert(4, kernels.NOTHING)
-        biases = [self._wide(getattr(product, "bias", None)) for product, _ in products]
+        biases = [self._wide(product.bias) for product in (attention.qkv, attention.out, mlp.up, mlp.down)]
         norms = (layer.attention_norm, layer.mlp_norm, attention.q_norm, attention.k_norm)
         behind = [tuple(self._wide(getattr(norm, leaf, None)) for leaf in ("weight", "bias")) for norm in norms]
         return LAYER(*matrices, *biases, *behind, self._keep(slot.keys), self._keep(slot.values), 0)
@@ -146,42 +146,36 @@ class KernelEngine:
 Engine = TorchEngine | KernelEngine
 
 
-def _products(layer: Layer, config: ModelConfig) -> list[tuple[nn.Module, tuple[int, ...]]]:
-    found = layer_parts(config, "").items()
-    return [(layer.get_submodule(name), tuple(part.rows.values())) for name, part in found if part.columns]
-
-
-def _parts(product: nn.Module, rows: tuple[int, ...]) -> list[Any] | None:
-    """The matrices, of these many rows, of a product; None for one that the kernels do not compute."""
-    if isinstance(product, PackedLinear):
-        if len(product.packed) == len(rows):
-            return list(product.packed)
-        if any(start % PANEL for start in accumulate(rows[:-1])):
-            return None
-    elif not isinstance(product, nn.Linear) or product.weight.dtype not in kernels.WEIGHTS:
-        return None
-    return [product.weight[stop - count : stop] for count, stop in zip(rows, accumulate(rows), strict=True)]
+def _matrices(layer: Layer, config: ModelConfig) -> list[Any]:
+    """The matrices of a layer in the kernels' order; None in the place of a product that they do not compute."""
+    found: list[Any] = []
+    for product, part in ((layer.get_submodule(name), part) for name, part in layer_parts(config, "").items() if part.columns):
+        stops = list(accumulate(part.rows.values()))
+        if isinstance(product, PackedLinear) and len(product.packed) == len(stops):
+            found += product.packed
+        elif isinstance(product, PackedLinear) and any(stop % PANEL for stop in stops[:-1]):
+            found.append(None)
+        elif isinstance(product, nn.Linear | PackedLinear) and product.weight.dtype in kernels.WEIGHTS:
+            found += [product.weight[start:stop] for start, stop in pairwise([0, *stops])]
+        else:
+            found.append(None)
+    return found
 
 
 def kernel_ready(model: Transformer) -> bool:
     """Whether the kernels compute this model: plain matrices or integers, on CPU, widths multiples of 8."""
     c = model.config
-    served = all(_parts(*each) for layer in model.blocks for each in _products(layer, c))
+    served = all(table is not None for layer in model.blocks for table in _matrices(layer, c))
     even = not any(size % 8 for size in (c.hidden, c.ffn, c.head_dim))
     return served and even and model.device.type == "cpu" and kernels.available()
 
 
-def choice() -> str:
-    """The flag's value; ValueError for an unknown one."""
+def choice(device: torch.device) -> str:
+    """What the flag says of a device: "record", "eager" or "0"; ValueError for an unknown value."""
     found = os.environ.get(FLAG, "auto")
     if found not in CHOICES:
         raise ValueError(f"{FLAG} must be one of {', '.join(CHOICES)}, got {found!r}")
-    return found
-
-
-def wanted(device: torch.device) -> bool:
-    """Whether readers on this device run on fixed shapes."""
-    return choice() == "eager" or (choice() == "auto" and device.type == "cuda")
+    return found if found != "auto" else "record" if device.type == "cuda" else "0"
 
 
 class FixedSlot(NamedTuple):
@@ -207,7 +201,7 @@ class FixedEngine(TorchEngine):
     def __init__(self, model: Transformer, start: int, stop: int, context: int) -> None:
         super().__init__(model, start, stop, context)
         self.begin = torch.zeros((), dtype=torch.int64, device=model.device)
-        self.record = model.device.type == "cuda" and choice() == "auto"
+        self.record = choice(model.device) == "record"
         self._forwards: dict[tuple[int, int], tuple[Tensor, Callable[[], Any]]] = {}
 
     def run(self, x: Tensor, start: int) -> Tensor:

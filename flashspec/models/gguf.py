@@ -25,7 +25,7 @@ MAGIC, VERSIONS = b"GGUF", (2, 3)
 AGAIN = "the file is damaged, or not a GGUF file: fetch it again"
 NUMBERS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
 STRING, ARRAY = 8, 9
-NAMES, ALIGNMENTS = 65_536, [1 << n for n in range(21)]
+MOST, ALIGNMENTS = 65_536, [1 << n for n in range(21)]
 # ggml's number of a type: its name, the columns of a block and the block's bytes
 TYPES = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
@@ -96,8 +96,8 @@ class Gguf:
         if version not in VERSIONS:
             raise ValueError(f"{path} is GGUF of version {version}, readable are 2 and 3; convert it with a current llama.cpp")
         tensors, facts = self._whole(8), self._whole(8)
-        if max(tensors, facts) > NAMES:
-            raise ValueError(f"{path} announces {tensors} tensors and {facts} facts, a model has fewer than {NAMES}; {AGAIN}")
+        if max(tensors, facts) > MOST:
+            raise ValueError(f"{path} announces {tensors} tensors and {facts} facts, a model has fewer than {MOST}; {AGAIN}")
         self.facts: dict[str, Any] = {}
         for _ in range(facts):
             key = self._string()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from flashspec.models.engine import Engine, FixedEngine, KernelEngine, TorchEngine, kernel_ready, wanted
+from flashspec.models.engine import Engine, FixedEngine, KernelEngine, TorchEngine, choice, kernel_ready
 from flashspec.models.transformer import Layer, Transformer
 
 Reads = tuple[int, ...]
@@ -86,11 +86,6 @@ class SpanReader(Reader):
         super().__init__(room, rows)
         self.trunk = rows if last is None else self.engine.keep(len(self.blocks) - 1)
 
-    @property
-    def layers(self) -> int:
-        """Layers that a token passes in this span."""
-        return len(self.blocks)
-
     def _fresh(self, tokens: Tensor) -> Tensor:
         new = slice(self.seen, len(tokens))
         x = self.model.embed(tokens[new]).to(self.rows.dtype) if self.below is None else self.below.trunk[new].clone()
@@ -100,4 +95,4 @@ class SpanReader(Reader):
 def engine_for(model: Transformer, start: int, stop: int, context: int) -> Engine:
     """The fastest engine for layers start..stop of this model on its device."""
     kind: Callable[..., Engine] = KernelEngine if kernel_ready(model) else TorchEngine
-    return (FixedEngine if wanted(model.device) else kind)(model, start, stop, context)
+    return (kind if choice(model.device) == "0" else FixedEngine)(model, start, stop, context)
