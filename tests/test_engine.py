@@ -144,7 +144,7 @@ def test_readers_in_a_chain_are_the_whole_model(dtype, changes):
         seen = n
     assert top.read(IDS) == (0, 0, 0)
     refused("40 tokens do not fit the context of 16", SpanReader(made, context=16).read, IDS)
-    assert [low.layers, top.layers] == [2, 2]
+    assert [len(low.blocks), len(top.blocks)] == [2, 2]
 
 
 LONG = torch.randint(0, 61, (60,), generator=torch.Generator().manual_seed(0))
