@@ -5,17 +5,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from msgspec import to_builtins
 from shelf import far, refused
 from test_checkpoint import tensors, without
 from test_transformer import BASE, prompt, randomised
 
 from flashspec import Transformer
 from flashspec.kernels.integers import Shelf, rounded
-from flashspec.models import awq
-from flashspec.models.awq import Int4Linear, Packed, Scheme, layer, unpack
+from flashspec.models import packed as awq
 from flashspec.models.checkpoint import hf_tensors, write_folder
 from flashspec.models.config import to_hf
-from flashspec.models.packed import PackedLinear
+from flashspec.models.packed import Awq, Int4Linear, PackedLinear, Scheme, layer, unpack
 from flashspec.train.quantize import quantize_awq
 
 SMALL = replace(BASE, hidden=128, ffn=256, heads=4, kv_heads=2, head_dim=32)
@@ -26,7 +26,7 @@ def random_weight(inputs, outputs, group=128):
     dice = torch.Generator().manual_seed(0)
     whole, zeros = (torch.randint(0, 16, (rows, outputs), generator=dice) for rows in (inputs, inputs // group))
     scales = (torch.rand(inputs // group, outputs, generator=dice) * 0.02 + 0.001).half()
-    return Packed(packed(whole), packed(zeros), scales)
+    return Awq(packed(whole), packed(zeros), scales)
 
 
 def packed(values):
@@ -41,7 +41,7 @@ def quantised(weight, group=128):
     scales = ((high - low).clamp(min=1e-5) / 15).half().float()
     zeros = (-low / scales).round().clamp(0, 15)
     whole = ((groups / scales[..., None]).round() + zeros[..., None]).clamp(0, 15).view_as(weight)
-    return Packed(packed(whole.t()), packed(zeros.t()), scales.half().t().contiguous())
+    return Awq(packed(whole.t()), packed(zeros.t()), scales.half().t().contiguous())
 
 
 def dense(weight):
@@ -84,7 +84,7 @@ def test_an_awq_weight_in_panels_means_the_same_numbers(shape, group):
 def test_int4_matmul_on_cuda_equals_the_panels():
     weight = random_weight(1024, 384)
     x = torch.randn(3, 3, 1024).bfloat16()
-    tiled = layer(Packed(*(part.cuda() for part in weight)), None, Shelf())
+    tiled = layer(Awq(*(part.cuda() for part in weight)), None, Shelf())
     assert isinstance(tiled, Int4Linear)
     assert far(tiled(x.cuda()).cpu(), layer(weight, None, Shelf())(x)) < 2e-2
 
@@ -99,7 +99,7 @@ def write_awq(config, folder, skipped=()):
             twin[name] = dense(weight)
         else:
             tensors[name], twin[name] = value.half(), value.half().float()
-    write_folder(folder, tensors, to_hf(config, "float16") | {"quantization_config": awq.scheme_to_hf(scheme)})
+    write_folder(folder, tensors, to_hf(config, "float16") | {"quantization_config": to_builtins(scheme)})
     write_folder(folder / "twin", twin, to_hf(config, "float32"))
     return Transformer.load(folder / "twin")
 

@@ -23,9 +23,10 @@ from flashspec.decoding.method import build, method_named
 from flashspec.decoding.rules import rule_for
 from flashspec.decoding.stages import in_turn, scripted
 from flashspec.decoding.ways import CapturedBurst, CapturedScore, fastest
-from flashspec.models import graphs, synthetic
+from flashspec.models import engine as graphs
+from flashspec.models import synthetic
 from flashspec.models.config import ModelConfig
-from flashspec.models.graphs import Replay
+from flashspec.models.engine import Replay
 from flashspec.models.packed import PackedLinear
 from flashspec.models.reader import SpanReader
 from flashspec.sampling import Sampling

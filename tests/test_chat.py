@@ -13,8 +13,7 @@ from shelf import refused
 from flashspec.cli.main import status
 from flashspec.decoding.models import check_tokenizers, folder_of, load
 from flashspec.models.chat import chat_of, chat_prompt, generation_defaults
-from flashspec.models.folder import located
-from flashspec.models.pairs import PAIRS
+from flashspec.models.folder import PAIRS, located
 from flashspec.train.corpus import END
 
 DOUBLING = "{%% set n = namespace(x='aa') %%}{%% for i in range(60) %%}{%% set n.x = n.x %s n.x %%}{%% endfor %%}"

@@ -13,7 +13,7 @@ from toys import random_model, text
 import flashspec as fs
 from flashspec import Models
 from flashspec.cli.main import status
-from flashspec.models import graphs
+from flashspec.models import engine as graphs
 from flashspec.models.engine import KernelEngine
 from flashspec.models.exits import ExitLayer, exits_file, load_exits, rows_at, save_exits
 from flashspec.models.packed import rounded
@@ -65,7 +65,7 @@ def test_rows_are_the_layers_and_the_trunk_is_untouched(form):
     plain = random_model(2, **WIDE)
     last = exits_of(plain, (2,))[2].fitted(model)
     reader, bare = (SpanReader(model, 2, None, 64, layer) for layer in (last.layer, None))
-    assert isinstance(reader.engine, KernelEngine) and reader.layers == 3
+    assert isinstance(reader.engine, KernelEngine) and len(reader.blocks) == 3
     for stop in (7, 8, 20):  # a prompt, one token, several
         reader.read(IDS[:stop]), bare.read(IDS[:stop])
     assert torch.equal(reader.trunk[:20], bare.rows[:20])

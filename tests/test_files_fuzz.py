@@ -17,11 +17,11 @@ from flashspec import FlashHead
 from flashspec.heads.base import FILE
 from flashspec.heads.candidates import ShortlistHead
 from flashspec.models.adapter import Adapter
-from flashspec.models.awq import scheme_of
 from flashspec.models.chat import chat_prompt, generation_defaults
 from flashspec.models.config import from_hf
 from flashspec.models.exits import EXITS_FILE, ExitAdapter, load_exits, save_exits
 from flashspec.models.folder import Tensors, read_config, verify_digests
+from flashspec.models.packed import scheme_of
 from flashspec.models.tokenizer import tokenizer_of, words_of
 from flashspec.models.writing import write_digests
 

@@ -26,8 +26,7 @@ from flashspec.decoding.generate import request
 from flashspec.decoding.ways import CompiledBurst
 from flashspec.kernels import Writer
 from flashspec.kernels.build import call
-from flashspec.models.engine import KernelEngine
-from flashspec.models.graphs import FixedEngine
+from flashspec.models.engine import FixedEngine, KernelEngine
 
 PACKAGE = str(Path(flashspec.__file__).parent)
 NAMES = ("dense", "flash", "self_speculation", "hispec", "hispec_flash", "hispec_adaptive", "lookup", "cascade")

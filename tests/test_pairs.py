@@ -14,8 +14,8 @@ import flashspec as fs
 from flashspec.cli import models as fetch
 from flashspec.cli.main import status
 from flashspec.decoding.models import folder_of, load, own_draft
-from flashspec.models import pairs
-from flashspec.models.pairs import PAIRS, Published, verify
+from flashspec.models import folder as pairs
+from flashspec.models.folder import PAIRS, Published, verify
 from flashspec.provenance import digest, origin
 
 pytest.importorskip("gguf")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import flashspec as fs
 from flashspec.decoding.models import folder_of
-from flashspec.models.pairs import PAIRS
+from flashspec.models.folder import PAIRS
 from flashspec.models.transformer import Transformer
 
 PROMPT = "def merge(left, right):\n    "

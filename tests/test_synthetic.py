@@ -36,7 +36,7 @@ TINY = replace(BASE, hidden=128, ffn=128, heads=4, kv_heads=4, head_dim=32)
 def test_a_published_shape_has_the_published_number_of_parameters(name):
     config = SHAPES[name]
     ends = config.head_parameters * (1 if config.tied else 2)
-    table = (config.context + 2) * config.hidden if config.learned_positions else 0
+    table = (config.context + 2) * config.hidden if config.opt else 0
     assert config.body_parameters + ends + table == pytest.approx(BILLIONS[name] * 1e9, rel=6e-3)
 
 

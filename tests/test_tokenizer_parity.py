@@ -9,8 +9,8 @@ import pytest
 import shelf
 import test_gguf
 
+from flashspec.models.folder import PAIRS, published
 from flashspec.models.gguf import Gguf, opened
-from flashspec.models.pairs import PAIRS, published
 from flashspec.models.tokenizer import PRE, from_gguf, pre_of
 
 regex, transformers = pytest.importorskip("regex"), pytest.importorskip("transformers")

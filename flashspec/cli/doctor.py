@@ -11,8 +11,7 @@ import torch
 from flashspec import provenance
 from flashspec.decoding.models import REFERENCE, SHIPPED
 from flashspec.kernels.build import built, cache_folder, compiler, identity
-from flashspec.models.folder import first_line, read_config, verify_digests
-from flashspec.models.pairs import PAIRS, published
+from flashspec.models.folder import PAIRS, first_line, published, read_config, verify_digests
 
 PACKAGES = {
     "tokenizers": ("text prompts", "pip install tokenizers"),

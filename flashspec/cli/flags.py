@@ -13,7 +13,7 @@ import click
 
 from flashspec.decoding.method import CHOICES
 from flashspec.decoding.models import REFERENCE
-from flashspec.models.pairs import PAIRS
+from flashspec.models.folder import PAIRS
 from flashspec.models.writing import expanded
 from flashspec.sampling import RULES
 from flashspec.study.parameters import field_comments, hints, parse_value

@@ -23,8 +23,7 @@ from flashspec.measure.queries import Domain, agreements, domains
 from flashspec.models.chat import chat_of
 from flashspec.models.checkpoint import speaker
 from flashspec.models.export import BITS, text_facts, write_gguf, write_speech
-from flashspec.models.folder import GGUF, first_line
-from flashspec.models.pairs import PAIRS, Published, homes, published, verify
+from flashspec.models.folder import GGUF, PAIRS, Published, first_line, homes, published, verify
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import check_free, copy_checkpoint, fresh_folder, new_file, replaced, sign, write_digests
 from flashspec.sampling import Sampling

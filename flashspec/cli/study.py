@@ -16,7 +16,7 @@ from tqdm import tqdm
 from flashspec.cli.flags import COUNT, FILE, RESULTS, At, given, option, with_flags, with_options
 from flashspec.decoding.method import METHODS, Method
 from flashspec.decoding.models import REFERENCE
-from flashspec.models.pairs import PAIRS
+from flashspec.models.folder import PAIRS
 from flashspec.refusals import refuse
 from flashspec.study import engines
 from flashspec.study.experiment import Experiment

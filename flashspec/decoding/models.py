@@ -13,9 +13,8 @@ from flashspec.heads.registry import VARIANTS, Origin, head_named
 from flashspec.models.adapter import Adapter, AdapterReader, processes
 from flashspec.models.config import ModelConfig, Unsupported
 from flashspec.models.exits import Exit, ExitLayer, exits_file, load_exits
-from flashspec.models.folder import located
+from flashspec.models.folder import PAIRS, located, published
 from flashspec.models.packed import ROUNDED, rounded
-from flashspec.models.pairs import PAIRS, published
 from flashspec.models.reader import Reader, SpanReader
 from flashspec.models.tokenizer import check_tokenizers, cut_padding, tokenizer_of
 from flashspec.models.transformer import Transformer

@@ -19,8 +19,7 @@ from flashspec.decoding.stages import Burst, Score, Stage, Write
 from flashspec.heads.base import Head, WeightHead
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.index import IndexHead
-from flashspec.models.engine import KernelEngine
-from flashspec.models.graphs import LARGEST, FixedEngine
+from flashspec.models.engine import LARGEST, FixedEngine, KernelEngine
 from flashspec.models.reader import Reads, SpanReader
 from flashspec.sampling import Dice, Scores
 
@@ -129,7 +128,8 @@ class CapturedScore:
         def score() -> Scores:
             if n:
                 places = engine.begin + fresh
-                x = engine.embed(self.tokens[places]) if reader.below is None else reader.below.trunk[places]
+                below, dtype = reader.below, reader.rows.dtype
+                x = reader.model.embed(self.tokens[places]).to(dtype) if below is None else below.trunk[places]
                 reader.rows.index_copy_(0, places, forward(x))
             places = engine.begin + n + newest
             return self.head(reader.rows[places - 1], places, Dice(0))

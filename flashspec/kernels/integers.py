@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -72,6 +73,7 @@ class Packed:
     kind: str
     rows: int
     depth: int
+    dtype: ClassVar[torch.dtype] = torch.float32  # of the weight's rows and products
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -87,11 +89,6 @@ class Packed:
     def device(self) -> torch.device:
         """Where the codes are."""
         return self.cells.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the weight's rows and products."""
-        return torch.float32
 
     def rows_of(self, ids: Tensor) -> Tensor:
         """The weight's rows [..., depth] of ids [...], in float32."""
@@ -186,17 +183,14 @@ def pack(weight: Tensor, bits: int, shelf: Shelf | None = None) -> Packed:
     groups = F.pad(wide, (0, -wide.shape[1] % CELL)).unflatten(1, (-1, CELL if kind == "u4" else HALF))
     if kind == "u4":
         low, high = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
-        first, second = ((high - low) / 15).half().float(), (-low).half().float()
-        codes = ((groups + second[:, :, None]) / _divisor(first)).round_().clamp_(0, 15)
-        return packed(codes.flatten(1)[:, : wide.shape[1]].to(torch.uint8), first, second, kind, shelf)
-    extreme = groups.gather(2, groups.abs().argmax(2, keepdim=True))[:, :, 0]
-    scales = (extreme / -CENTRE[kind]).half().float()
-    codes = ((groups / _divisor(scales)).round_() + CENTRE[kind]).clamp_(0, 2 * CENTRE[kind] - 1)
-    return packed(codes.flatten(1)[:, : wide.shape[1]].to(torch.uint8), scales[:, ::2], scales[:, 1::2], kind, shelf)
-
-
-def _divisor(scales: Tensor) -> Tensor:
-    return torch.where(scales == 0, 1.0, scales)[:, :, None]
+        scales, least = ((high - low) / 15).half().float(), (-low).half().float()
+        groups, numbers, centre = groups + least[:, :, None], (scales, least), 0
+    else:
+        extreme, centre = groups.gather(2, groups.abs().argmax(2, keepdim=True))[:, :, 0], CENTRE[kind]
+        scales = (extreme / -centre).half().float()
+        numbers = scales[:, ::2], scales[:, 1::2]
+    codes = (groups / torch.where(scales == 0, 1.0, scales)[:, :, None]).round_().add_(centre).clamp_(0, 2**bits - 1)
+    return packed(codes.flatten(1)[:, : wide.shape[1]].to(torch.uint8), *numbers, kind, shelf)
 
 
 def rounded(x: Tensor) -> Tensor:

@@ -17,14 +17,24 @@ from torch import Tensor, nn
 from flashspec import kernels
 from flashspec.kernels.build import library
 from flashspec.kernels.integers import CELL, Shelf
-from flashspec.models.awq import NOTHING, Packed, dequantise, layer, scheme_of
 from flashspec.models.config import ModelConfig, Part, from_hf, parts
 from flashspec.models.files import Count, Generation, Kind, ids_of, shaped
-from flashspec.models.folder import FLOATS, GGUF, INDEX, INTEGERS, Tensors, located, read_as, read_config, verify_digests
-from flashspec.models.gguf_checkpoint import GgufCheckpoint
+from flashspec.models.folder import (
+    FLOATS,
+    GGUF,
+    INDEX,
+    INTEGERS,
+    PAIRS,
+    Tensors,
+    located,
+    published,
+    read_as,
+    read_config,
+    verify_digests,
+)
+from flashspec.models.gguf import GgufCheckpoint
 from flashspec.models.memory import DTYPES, Form, device_named, dtype_named, refuse_too_large
-from flashspec.models.packed import PackedLinear
-from flashspec.models.pairs import PAIRS, published
+from flashspec.models.packed import NOTHING, Awq, PackedLinear, dequantise, layer, scheme_of
 from flashspec.models.writing import replaced, write_json, write_tensors
 from flashspec.provenance import model_digests
 
@@ -60,7 +70,6 @@ class Checkpoint:
         self.tensors = Tensors(folder)
         if config.tied and self._other_head(config):
             config = replace(config, tied=False)
-            refuse_too_large(str(folder), config, self.form, self.device)
         self.config = config
         self._check_names()
 
@@ -111,7 +120,7 @@ class Checkpoint:
             dequantise(self._quantised(part), dense["weight"])
         return dense
 
-    def _quantised(self, part: Part) -> Packed:
+    def _quantised(self, part: Part) -> Awq:
         group, columns = self.scheme.group_size, part.columns
         if columns % group:
             name = next(iter(part.rows))
@@ -121,7 +130,7 @@ class Checkpoint:
             shapes = ((columns, rows // 8), (columns // group, rows // 8), (columns // group, rows))
             facts = zip(PACKED, shapes, NUMBERS, strict=True)
             found.append([self.tensors.read(f"{source}.{leaf}", shape, kinds).to(self.device) for leaf, shape, kinds in facts])
-        return Packed(*(torch.cat(pieces, dim=1) for pieces in zip(*found, strict=True)))
+        return Awq(*(torch.cat(pieces, dim=1) for pieces in zip(*found, strict=True)))
 
 
 def hf_tensors(model: nn.Module, config: ModelConfig, dtype: str = "bfloat16") -> dict[str, Tensor]:

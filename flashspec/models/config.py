@@ -103,7 +103,7 @@ class ModelConfig:
         at_least(self, vocab_size=1, hidden=1, ffn=1, layers=1, heads=1, kv_heads=1, head_dim=1, context=1)
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} query heads cannot share {self.kv_heads} key/value heads evenly")
-        if self.family != "opt" and self.head_dim % 2:
+        if not self.opt and self.head_dim % 2:
             raise ValueError(f"rotary heads need an even width, got {self.head_dim}")
 
     @property
@@ -117,14 +117,9 @@ class ModelConfig:
         return self.attention_bias or self.family == "qwen2"
 
     @property
-    def learned_positions(self) -> bool:
-        """OPT adds a learned vector to every embedding instead of rotating queries and keys."""
+    def opt(self) -> bool:
+        """OPT adds a learned vector to every embedding instead of rotating queries and keys, and its MLP has no gate."""
         return self.family == "opt"
-
-    @property
-    def gated(self) -> bool:
-        """Whether the MLP multiplies by a SiLU gate; OPT's does not."""
-        return self.family != "opt"
 
     @property
     def qkv_rows(self) -> tuple[int, int, int]:
@@ -133,28 +128,19 @@ class ModelConfig:
         return self.heads * self.head_dim, kv, kv
 
     @property
-    def layer_parameters(self) -> int:
-        """Matrix weights of one layer."""
-        return sum(sum(part.rows.values()) * part.columns for part in layer_parts(self, "").values())
-
-    @property
     def body_parameters(self) -> int:
         """Matrix weights of all layers, without embedding and head."""
-        return self.layers * self.layer_parameters
+        return self.layers * sum(sum(part.rows.values()) * part.columns for part in layer_parts(self, "").values())
 
     @property
     def head_parameters(self) -> int:
         """Weights of the vocabulary projection."""
         return self.vocab_size * self.hidden
 
-    def kv_bytes_per_token(self, itemsize: int) -> int:
-        """Bytes the key/value cache grows by for each token read."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * itemsize
-
 
 def parts(config: ModelConfig) -> Iterator[tuple[str, Part]]:
     """All our modules that own weights, by name."""
-    opt, width = config.family == "opt", config.hidden
+    opt, width = config.opt, config.hidden
     stem = "model.decoder" if opt else "model"
     yield "embed", Part({f"{stem}.embed_tokens": config.vocab_size}, width)
     if opt:
@@ -169,16 +155,15 @@ def parts(config: ModelConfig) -> Iterator[tuple[str, Part]]:
 
 def layer_parts(c: ModelConfig, stem: str) -> dict[str, Part]:
     """The modules of one layer; `stem` is the prefix of their Hugging Face names."""
-    opt = c.family == "opt"
-    before, out, behind, up, down = OPT_LAYER if opt else LLAMA_LAYER
+    before, out, behind, up, down = OPT_LAYER if c.opt else LLAMA_LAYER
     qkv = {f"{stem}self_attn.{name}_proj": rows for name, rows in zip("qkv", c.qkv_rows, strict=True)}
     norms = {f"attention.{name}": Part({f"{stem}self_attn.{name}": c.head_dim}) for name in ("q_norm", "k_norm") if c.qk_norm}
     return {
-        "attention_norm": Part({stem + before: c.hidden}, bias=opt),
+        "attention_norm": Part({stem + before: c.hidden}, bias=c.opt),
         "attention.qkv": Part(qkv, c.hidden, c.qkv_bias),
         "attention.out": Part({stem + out: c.hidden}, c.qkv_rows[0], c.attention_bias),
         **norms,
-        "mlp_norm": Part({stem + behind: c.hidden}, bias=opt),
+        "mlp_norm": Part({stem + behind: c.hidden}, bias=c.opt),
         "mlp.up": Part({stem + name: c.ffn for name in up}, c.hidden, c.mlp_bias),
         "mlp.down": Part({stem + down: c.hidden}, c.ffn, c.mlp_bias),
     }
@@ -233,9 +218,8 @@ def _rope(facts: Shape) -> RopeScaling:
 
 def to_hf(config: ModelConfig, dtype: str = "bfloat16") -> dict[str, Any]:
     """The config.json dictionary that transformers reads back as the same model."""
-    opt = config.family == "opt"
     named = {field.encode_name: getattr(config, field.name) for field in structs.fields(Shape) if hasattr(config, field.name)}
-    if opt:
+    if config.opt:
         unread = {*NOT_READ["opt"], "mlp_bias"}
         named = {OPT_NAMES.get(name, name): value for name, value in named.items() if name not in unread}
     rope = {"rope_type": config.rope.kind, "rope_theta": config.rope_theta}
@@ -251,7 +235,7 @@ def to_hf(config: ModelConfig, dtype: str = "bfloat16") -> dict[str, Any]:
         **named,
         "max_position_embeddings": config.context,
         "eos_token_id": list(config.eos) if len(config.eos) != 1 else config.eos[0],
-        **(FIXED_OPT | unpadded if opt else rotary),
+        **(FIXED_OPT | unpadded if config.opt else rotary),
         "dtype": dtype,
         "torch_dtype": dtype,
         "use_cache": True,

@@ -1,14 +1,18 @@
-"""How a span of layers is computed: in torch on any device, or by the compiled kernels on CPU.
+"""How a span of layers is computed: in torch on any device, by the compiled kernels on CPU, or at fixed shapes.
 
-Both hold the span's key/value cache. The torch engine is the naive twin that the kernels must equal.
+All hold the span's key/value cache. The torch engine is the naive twin that the others must equal. At fixed shapes a position
+is a tensor, so that CUDA can record a forward once. FLASHSPEC_GRAPHS is "auto" (record on CUDA), "0" (the torch engine) or
+"eager" (fixed shapes without recording).
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from itertools import accumulate
-from typing import Any
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +24,19 @@ from flashspec.models.config import OFFSET, ModelConfig, layer_parts
 from flashspec.models.packed import PackedLinear
 from flashspec.models.transformer import At, Layer, Transformer
 
+FLAG = "FLASHSPEC_GRAPHS"
+CHOICES = ("auto", "0", "eager")
+LARGEST = 16  # rows of a fixed shape
+KEYS = 256
+CHUNK = 256  # rows of a prompt that are carried at once
+SHAPE, LAYER = structure("Shape"), structure("Layer")
 
-class Slot:
+
+class Slot(NamedTuple):
     """One layer's keys and values, [kv_heads, context, head_dim] each."""
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values = keys, values
+    keys: Tensor
+    values: Tensor
 
     def write(self, at: At, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, None]:
         """Store [1, kv_heads, n, head_dim] from position `at` on; everything so far, for rows that end with it."""
@@ -54,10 +65,6 @@ class TorchEngine:
         self._kept = number, self.model.embed.weight.new_zeros(self.context, self.model.config.hidden)
         return self._kept[1]
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Embeddings [n, hidden] of tokens [n], without positions."""
-        return self.model.embed(tokens)
-
     def run(self, x: Tensor, start: int) -> Tensor:
         """Rows [n, hidden] after the span, for x at positions start..start+n-1; x may be overwritten."""
         return self.through(x, start, self.slots)
@@ -73,10 +80,6 @@ class TorchEngine:
         return x[0]
 
 
-CHUNK = 256  # rows of a prompt that are carried at once
-SHAPE, LAYER = structure("Shape"), structure("Layer")
-
-
 class KernelEngine:
     """The span in one C call: weights in float32, bfloat16 or integers, rows and cache in float32."""
 
@@ -88,9 +91,9 @@ class KernelEngine:
         self.slots, self.lowest = _slots(model, self.count, context, torch.float32), start == 0
         self._layers = (LAYER * self.count)(*map(self._layer, model.blocks[start:stop], self.slots))
         c, rope = model.config, model.rope
-        angles = [self._wide(None if c.learned_positions else angle[:context]) for angle in (rope.cos, rope.sin)]
+        angles = [self._wide(None if c.opt else angle[:context]) for angle in (rope.cos, rope.sin)]
         sizes = (c.hidden, c.ffn, c.heads, c.kv_heads, c.head_dim, context)
-        self._shape = SHAPE(*sizes, c.qk_norm, c.gated, c.norm_eps, *angles)
+        self._shape = SHAPE(*sizes, c.qk_norm, not c.opt, c.norm_eps, *angles)
         self._scratch = torch.empty(0)
 
     def _keep(self, tensor: Tensor | None) -> int:
@@ -106,11 +109,11 @@ class KernelEngine:
         return kernels.matrix(kept)
 
     def _layer(self, layer: Layer, slot: Slot) -> ctypes.Structure:
-        attention, products = layer.attention, _products(layer, self.model.config)
-        matrices = [self._matrix(part) for product, rows in products for part in _parts(product, rows) or ()]
-        if not self.model.config.gated:
+        attention, mlp = layer.attention, layer.mlp
+        matrices = [self._matrix(table) for table in _matrices(layer, self.model.config)]
+        if self.model.config.opt:
             matrices.insert(4, kernels.NOTHING)
-        biases = [self._wide(getattr(product, "bias", None)) for product, _ in products]
+        biases = [self._wide(product.bias) for product in (attention.qkv, attention.out, mlp.up, mlp.down)]
         norms = (layer.attention_norm, layer.mlp_norm, attention.q_norm, attention.k_norm)
         behind = [tuple(self._wide(getattr(norm, leaf, None)) for leaf in ("weight", "bias")) for norm in norms]
         return LAYER(*matrices, *biases, *behind, self._keep(slot.keys), self._keep(slot.values), 0)
@@ -128,9 +131,6 @@ class KernelEngine:
         made = kernels.WRITER(shape, layers, self.count, embedding, added, head, self._keep(before))
         return kernels.Writer(made, scoring, self)
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        return self.model.embed(tokens).float()
-
     def run(self, x: Tensor, start: int) -> Tensor:
         x = (self.model.place(x, start) if self.lowest else x).contiguous()
         shape, threads = ctypes.byref(self._shape), torch.get_num_threads()
@@ -146,26 +146,122 @@ class KernelEngine:
 Engine = TorchEngine | KernelEngine
 
 
-def _products(layer: Layer, config: ModelConfig) -> list[tuple[nn.Module, tuple[int, ...]]]:
-    found = layer_parts(config, "").items()
-    return [(layer.get_submodule(name), tuple(part.rows.values())) for name, part in found if part.columns]
-
-
-def _parts(product: nn.Module, rows: tuple[int, ...]) -> list[Any] | None:
-    """The matrices, of these many rows, of a product; None for one that the kernels do not compute."""
-    if isinstance(product, PackedLinear):
-        if len(product.packed) == len(rows):
-            return list(product.packed)
-        if any(start % PANEL for start in accumulate(rows[:-1])):
-            return None
-    elif not isinstance(product, nn.Linear) or product.weight.dtype not in kernels.WEIGHTS:
-        return None
-    return [product.weight[stop - count : stop] for count, stop in zip(rows, accumulate(rows), strict=True)]
+def _matrices(layer: Layer, config: ModelConfig) -> list[Any]:
+    """The matrices of a layer in the kernels' order; None in the place of a product that they do not compute."""
+    found: list[Any] = []
+    for product, part in ((layer.get_submodule(name), part) for name, part in layer_parts(config, "").items() if part.columns):
+        stops = list(accumulate(part.rows.values()))
+        if isinstance(product, PackedLinear) and len(product.packed) == len(stops):
+            found += product.packed
+        elif isinstance(product, PackedLinear) and any(stop % PANEL for stop in stops[:-1]):
+            found.append(None)
+        elif isinstance(product, nn.Linear | PackedLinear) and product.weight.dtype in kernels.WEIGHTS:
+            found += [product.weight[start:stop] for start, stop in pairwise([0, *stops])]
+        else:
+            found.append(None)
+    return found
 
 
 def kernel_ready(model: Transformer) -> bool:
     """Whether the kernels compute this model: plain matrices or integers, on CPU, widths multiples of 8."""
     c = model.config
-    served = all(_parts(*each) for layer in model.blocks for each in _products(layer, c))
+    served = all(table is not None for layer in model.blocks for table in _matrices(layer, c))
     even = not any(size % 8 for size in (c.hidden, c.ffn, c.head_dim))
     return served and even and model.device.type == "cpu" and kernels.available()
+
+
+def choice(device: torch.device) -> str:
+    """What the flag says of a device: "record", "eager" or "0"; ValueError for an unknown value."""
+    found = os.environ.get(FLAG, "auto")
+    if found not in CHOICES:
+        raise ValueError(f"{FLAG} must be one of {', '.join(CHOICES)}, got {found!r}")
+    return found if found != "auto" else "record" if device.type == "cuda" else "0"
+
+
+class FixedSlot(NamedTuple):
+    """A layer's cache, read up to a fixed length, and the keys [n, keys] that each of n rows may see."""
+
+    slot: Slot
+    mask: Tensor
+
+    def write(self, at: At, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Store [1, kv_heads, n, head_dim] at positions [n]; the cache's first keys, and the mask over them."""
+        for table, rows in ((self.slot.keys, keys), (self.slot.values, values)):
+            table.index_copy_(1, cast(Tensor, at), rows[0])
+        stop = self.mask.shape[1]
+        return self.slot.keys[None, :, :stop], self.slot.values[None, :, :stop], self.mask
+
+
+class FixedEngine(TorchEngine):
+    """The torch engine for up to LARGEST rows at fixed shapes, recorded as CUDA graphs on CUDA.
+
+    One graph serves every position with the same number of rows and length of cache, rounded up to KEYS.
+    """
+
+    def __init__(self, model: Transformer, start: int, stop: int, context: int) -> None:
+        super().__init__(model, start, stop, context)
+        self.begin = torch.zeros((), dtype=torch.int64, device=model.device)
+        self.record = choice(model.device) == "record"
+        self._forwards: dict[tuple[int, int], tuple[Tensor, Callable[[], Any]]] = {}
+
+    def run(self, x: Tensor, start: int) -> Tensor:
+        if len(x) > LARGEST:
+            return super().run(x, start)
+        self.begin.fill_(start)
+        shape = len(x), self.keys(start + len(x))
+        if shape not in self._forwards:
+            rows = x.clone()
+            self._forwards[shape] = rows, self.repeatable(partial(self.forward(*shape), rows))
+        rows, again = self._forwards[shape]
+        rows.copy_(x)
+        return again().clone()
+
+    def repeatable(self, step: Callable[[], Any]) -> Callable[[], Any]:
+        """A step, as a graph where this engine records; the next call overwrites its result."""
+        return Replay(step, self.begin.device) if self.record else step
+
+    def keys(self, stop: int) -> int:
+        """The fixed length of cache that rows before `stop` are read at."""
+        return min(self.context, -(-stop // KEYS) * KEYS)
+
+    def forward(self, n: int, keys: int) -> Callable[[Tensor], Tensor]:
+        """A function of rows [n, hidden] and of `begin` alone."""
+        steps = torch.arange(n, device=self.begin.device)
+        columns = torch.arange(keys, device=self.begin.device)
+
+        def forward(x: Tensor) -> Tensor:
+            positions = self.begin + steps
+            mask = columns <= positions[:, None]
+            return self.through(x, positions, [FixedSlot(slot, mask) for slot in self.slots])
+
+        return forward
+
+
+def recorded(call: Callable[[], Any], device: torch.device) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A graph of a call, recorded after two warm-up calls, and the result, which every replay overwrites."""
+    with torch.cuda.device(device):
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            call()
+            call()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = call()
+    return graph, result
+
+
+class Replay:
+    """A call recorded as a CUDA graph; each replay overwrites its result.
+
+    The call is kept: a graph reads the tensors that it closes over, but keeps none of them alive.
+    """
+
+    def __init__(self, call: Callable[[], Any], device: torch.device) -> None:
+        self.call = call
+        self.graph, self.result = recorded(call, device)
+
+    def __call__(self) -> Any:
+        self.graph.replay()
+        return self.result

@@ -13,8 +13,7 @@ from torch import Tensor
 from flashspec.models.chat import chat_of
 from flashspec.models.config import ModelConfig, divisors, parts, to_hf
 from flashspec.models.folder import GGUF
-from flashspec.models.gguf import opened
-from flashspec.models.gguf_checkpoint import DIVISORS, FACTS, FAMILIES, PAIRED, STOPS, tensor_name
+from flashspec.models.gguf import DIVISORS, FACTS, FAMILIES, PAIRED, STOPS, opened, tensor_name
 from flashspec.models.tokenizer import CONTROL, SPECIAL, UNUSED, USER, pre_of
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import carry, write_json

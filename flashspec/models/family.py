@@ -62,7 +62,7 @@ class Design:
         most = target.heads // target.kv_heads
         if found.heads // found.kv_heads > most:
             raise ValueError(f"{found.heads} query heads on {found.kv_heads} key/value heads: at most {most} share one here")
-        if target.family == "opt" and found.heads != target.heads:
+        if target.opt and found.heads != target.heads:
             raise ValueError("an OPT checkpoint cannot say that it has fewer heads: keep all, and choose layers and ffn")
         return found
 

@@ -54,7 +54,7 @@ def weight_bytes(config: ModelConfig, form: Form) -> int:
 
 def needed_bytes(config: ModelConfig, form: Form) -> int:
     """Bytes that loading takes: the matrices, position tables, and torch's own per layer."""
-    learned = config.hidden * form.dtype.itemsize if config.learned_positions else 0
+    learned = config.hidden * form.dtype.itemsize if config.opt else 0
     return weight_bytes(config, form) + config.context * (12 * config.head_dim + learned) + config.layers * LAYER_BYTES
 
 

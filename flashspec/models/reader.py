@@ -8,8 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from flashspec.models.engine import Engine, KernelEngine, TorchEngine, kernel_ready
-from flashspec.models.graphs import FixedEngine, wanted
+from flashspec.models.engine import Engine, FixedEngine, KernelEngine, TorchEngine, choice, kernel_ready
 from flashspec.models.transformer import Layer, Transformer
 
 Reads = tuple[int, ...]
@@ -87,18 +86,13 @@ class SpanReader(Reader):
         super().__init__(room, rows)
         self.trunk = rows if last is None else self.engine.keep(len(self.blocks) - 1)
 
-    @property
-    def layers(self) -> int:
-        """Layers that a token passes in this span."""
-        return len(self.blocks)
-
     def _fresh(self, tokens: Tensor) -> Tensor:
         new = slice(self.seen, len(tokens))
-        x = self.engine.embed(tokens[new]) if self.below is None else self.below.trunk[new].clone()
+        x = self.model.embed(tokens[new]).to(self.rows.dtype) if self.below is None else self.below.trunk[new].clone()
         return self.engine.run(x, self.seen)
 
 
 def engine_for(model: Transformer, start: int, stop: int, context: int) -> Engine:
     """The fastest engine for layers start..stop of this model on its device."""
     kind: Callable[..., Engine] = KernelEngine if kernel_ready(model) else TorchEngine
-    return (FixedEngine if wanted(model.device) else kind)(model, start, stop, context)
+    return (kind if choice(model.device) == "0" else FixedEngine)(model, start, stop, context)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from flashspec.kernels.integers import CELL, Shelf
-from flashspec.models.awq import Packed, layer
 from flashspec.models.config import ModelConfig, Part
 from flashspec.models.memory import Form, refuse_too_large
+from flashspec.models.packed import Awq, layer
 from flashspec.models.transformer import Transformer
 
 FACTS = Path(__file__).parents[1] / "data" / "shapes.json"
@@ -56,7 +56,7 @@ def reshaped(config: ModelConfig, layers: int) -> ModelConfig:
     kv_heads = max(1, round(config.kv_heads * scale))
     hidden = config.hidden * kv_heads * group // config.heads
     wide = replace(flat, hidden=hidden, heads=kv_heads * group, kv_heads=kv_heads, ffn=STEP)
-    channels = (config.body_parameters - wide.body_parameters) / (layers * hidden * (3 if config.gated else 2))
+    channels = (config.body_parameters - wide.body_parameters) / (layers * hidden * (2 if config.opt else 3))
     ffn = STEP + STEP * round(channels / STEP)
     if ffn < STEP:
         raise ValueError(f"at {layers} layers attention alone has more parameters than the body had; take fewer layers")
@@ -97,13 +97,13 @@ def synthetic(
     return Transformer.filled(config, module, place).requires_grad_(False)
 
 
-def random_int4(shape: tuple[int, ...], dice: torch.Generator) -> Packed:
+def random_int4(shape: tuple[int, ...], dice: torch.Generator) -> Awq:
     """A 4-bit weight [out, in] of random integers around zero point 8, with the variance of 1 / fan-in."""
     (rows, columns), place = shape, dice.device
     whole = torch.randint(-(2**31), 2**31, (columns, rows // 8), generator=dice, device=place, dtype=torch.int64).int()
     scales = torch.full((columns // GROUP, rows), columns**-0.5 / 21.25**0.5, dtype=torch.float16, device=place)
     zeros = torch.full((columns // GROUP, rows // 8), 0x88888888 - 2**32, dtype=torch.int32, device=place)
-    return Packed(whole, zeros, scales)
+    return Awq(whole, zeros, scales)
 
 
 def random_rows(rows: int, width: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:

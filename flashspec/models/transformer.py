@@ -63,7 +63,7 @@ class Rope(nn.Module):
 
 def norm_of(width: int, config: ModelConfig) -> RMSNorm | nn.LayerNorm:
     """The family's norm: root mean square, or mean and variance with a bias (Ba et al. 2016)."""
-    return nn.LayerNorm(width, config.norm_eps) if config.family == "opt" else RMSNorm(width, config.norm_eps)
+    return nn.LayerNorm(width, config.norm_eps) if config.opt else RMSNorm(width, config.norm_eps)
 
 
 class Attention(nn.Module):
@@ -83,7 +83,7 @@ class Attention(nn.Module):
         heads = self.qkv(x).view(batch, n, -1, self.config.head_dim).transpose(1, 2)
         q, k, v = heads.split((self.config.heads, self.config.kv_heads, self.config.kv_heads), dim=1)
         q, k = self.q_norm(q), self.k_norm(k)
-        if not self.config.learned_positions:
+        if not self.config.opt:
             q, k = rope(q, at), rope(k, at)
         mask = None
         if cache is not None:
@@ -109,8 +109,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gated = config.gated
-        self.up = nn.Linear(config.hidden, (1 + config.gated) * config.ffn, bias=config.mlp_bias)
+        self.gated = not config.opt
+        self.up = nn.Linear(config.hidden, (1 if config.opt else 2) * config.ffn, bias=config.mlp_bias)
         self.down = nn.Linear(config.ffn, config.hidden, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.embed = Embedding(config.vocab_size, config.hidden)
-        self.positions = Embedding(config.context + OFFSET, config.hidden) if config.learned_positions else None
+        self.positions = Embedding(config.context + OFFSET, config.hidden) if config.opt else None
         with torch.device("cpu"):  # angles are numbers, even where the weights have no memory yet
             self.rope = Rope(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
@@ -228,10 +228,11 @@ class Transformer(nn.Module):
 
     def cut_vocabulary(self, size: int) -> None:
         """Drop all ids from `size` on, in place; no row is copied."""
-        for module in cast(list[Any], [self.embed, *([] if self.head is None else [self.head])]):
+        for name in ("embed", "head"):
+            module: Any = getattr(self, name)
             if isinstance(module, PackedLinear):
-                module.cut(size)
-            else:
+                setattr(self, name, type(module)([module.weight[:size]]))
+            elif module is not None:
                 module.weight = nn.Parameter(module.weight.detach()[:size], requires_grad=module.weight.requires_grad)
         self.embed.num_embeddings = size
         self.config = replace(self.config, vocab_size=size)

@@ -12,7 +12,7 @@ from flashspec.decoding.models import REFERENCE, SHIPPED, Models, check_tokenize
 from flashspec.kernels import Packed
 from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.measure.trace import target_digest
-from flashspec.models.pairs import PAIRS
+from flashspec.models.folder import PAIRS
 from flashspec.theory.checks import among
 
 FAMILY = "runs/family/models"

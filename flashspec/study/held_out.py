@@ -16,7 +16,7 @@ from flashspec.heads.candidates import ShortlistHead, ranked_by_frequency
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.registry import RANKED, Origin, head_named
 from flashspec.measure.prompts import load_prompts, numbered
-from flashspec.models.pairs import PAIRS
+from flashspec.models.folder import PAIRS
 from flashspec.models.reader import SpanReader
 from flashspec.models.transformer import Transformer
 from flashspec.sampling import Dice, Sampling

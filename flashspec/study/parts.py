@@ -25,9 +25,9 @@ from flashspec.measure import clock
 from flashspec.measure.parts import Bench, held
 from flashspec.measure.runs import stored_bytes
 from flashspec.models.config import ModelConfig
+from flashspec.models.folder import PAIRS, published
+from flashspec.models.gguf import config_of as gguf_config
 from flashspec.models.gguf import opened
-from flashspec.models.gguf_checkpoint import config_of as gguf_config
-from flashspec.models.pairs import PAIRS, published
 from flashspec.models.synthetic import random_rows, reshaped, shape, synthetic
 from flashspec.models.transformer import Transformer
 from flashspec.sampling import Dice

@@ -22,7 +22,7 @@ from flashspec.decoding.stages import Stage, scripted
 from flashspec.heads.base import Head
 from flashspec.heads.registry import Origin
 from flashspec.measure import clock
-from flashspec.models import graphs
+from flashspec.models.engine import CHOICES, FLAG
 from flashspec.models.memory import Form, weight_bytes
 from flashspec.models.synthetic import GROUP, is_awq, shape, synthetic
 from flashspec.study import parts
@@ -55,7 +55,7 @@ class Params:
     repeats: int = 10  # repeats, after discarded warm-up
 
     def __post_init__(self) -> None:
-        among(self, part=PARTS, graphs=graphs.CHOICES)
+        among(self, part=PARTS, graphs=CHOICES)
         at_least(self, probes=1, k=1, past=1, new_tokens=1, repeats=1)
         for name in (self.target, self.draft):
             shape(name)
@@ -77,7 +77,7 @@ def measure(params: Params) -> Iterator[Row]:
     gc.collect()  # readers of the part before and what they recorded hold one another until then
     (part,) = params.part
     for mode in ("auto",) if part == "projection" else params.graphs:
-        with patch.dict(os.environ, {graphs.FLAG: mode}):
+        with patch.dict(os.environ, {FLAG: mode}):
             rows = [Row(**facts, graphs=mode) for facts in (end_to_end if part == "end_to_end" else pieces)(params)]
         yield from rows
 
@@ -146,7 +146,7 @@ def memory(names: Sequence[str]) -> DataFrame:
     lines = []
     for name, config in zip(names, map(shape, names), strict=True):
         sizes = [weight_bytes(config, Form(torch.bfloat16, group)) for group in (0, GROUP)]
-        sizes.append(1000 * config.kv_bytes_per_token(torch.bfloat16.itemsize))
+        sizes.append(1000 * 2 * config.layers * config.qkv_rows[1] * torch.bfloat16.itemsize)
         lines.append([name, *(size / 1e9 for size in sizes)])
     columns = ["shape", "bfloat16, GB", "4 bits, GB", "cache of 1000 tokens, GB"]
     return framed(lines, columns).set_index("shape").round(2)

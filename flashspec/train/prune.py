@@ -103,7 +103,7 @@ def _cuts(config: ModelConfig, choice: Choice, number: int) -> dict[str, tuple[i
     return {
         "attention.qkv": (0, torch.cat([heads, query + groups, query + key + groups])),
         "attention.out": (1, heads),
-        "mlp.up": (0, torch.cat([channels, config.ffn + channels]) if config.gated else channels),
+        "mlp.up": (0, torch.cat([channels, config.ffn + channels]) if not config.opt else channels),
         "mlp.down": (1, channels),
     }
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import to_builtins
 
-from flashspec.models.awq import Scheme, scheme_to_hf
 from flashspec.models.checkpoint import write_folder
 from flashspec.models.export import CARRIED
 from flashspec.models.files import Kind, shaped
 from flashspec.models.folder import first_line, read_config
+from flashspec.models.packed import Scheme
 from flashspec.models.tokenizer import tokenizer_of
 from flashspec.models.writing import carry, fresh_folder
 
@@ -30,7 +31,7 @@ def quantize_awq(
     """
     source, scheme = Path(source_folder), Scheme(group_size)
     raw, samples = _calibration(source, texts, blocks)
-    changes = {"dtype": "float16", "torch_dtype": "float16", "quantization_config": scheme_to_hf(scheme)}
+    changes = {"dtype": "float16", "torch_dtype": "float16", "quantization_config": to_builtins(scheme)}
     with fresh_folder(Path(target_folder), [source]) as part:
         model = _search(source, samples, group_size)
         carry(source, part, CARRIED)
