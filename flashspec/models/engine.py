@@ -22,20 +22,21 @@ from flashspec.models.transformer import At, Layer, Transformer
 
 
 class Slot:
-    """One layer's keys and values, [kv_heads, context, head_dim] each."""
+    """One layer's keys and values, [batch, kv_heads, context, head_dim] each."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = keys, values
 
     def write(self, at: At, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Store [1, kv_heads, n, head_dim] from position `at` on; everything so far, for rows that end with it."""
+        """Store [batch, kv_heads, n, head_dim] from position `at` on; everything so far, for rows that end with it."""
         start, stop = int(at), int(at) + keys.shape[2]
-        self.keys[:, start:stop], self.values[:, start:stop] = keys[0], values[0]
-        return self.keys[None, :, :stop], self.values[None, :, :stop], None
+        self.keys[:, :, start:stop], self.values[:, :, start:stop] = keys, values
+        return self.keys[:, :, :stop], self.values[:, :, :stop], None
 
 
-def _slots(model: Transformer, layers: int, context: int, dtype: torch.dtype) -> list[Slot]:
-    shape = (2, model.config.kv_heads, context, model.config.head_dim)
+def slots_of(model: Transformer, layers: int, context: int, dtype: torch.dtype, batch: int = 1) -> list[Slot]:
+    """Empty caches for this many layers of a model."""
+    shape = (2, batch, model.config.kv_heads, context, model.config.head_dim)
     shelf, device = Shelf(), model.embed.weight.device
     return [Slot(*shelf.zeros(shape, dtype, device)) for _ in range(layers)]
 
@@ -46,7 +47,7 @@ class TorchEngine:
     def __init__(self, model: Transformer, start: int, stop: int, context: int) -> None:
         self.model, self.layers = model, model.blocks[start:stop]
         self.row_dtype = model.embed.weight.dtype
-        self.slots = _slots(model, stop - start, context, self.row_dtype)
+        self.slots = slots_of(model, stop - start, context, self.row_dtype)
         self.lowest, self.context, self._kept = start == 0, context, (-1, torch.empty(0))
 
     def keep(self, number: int) -> Tensor:
@@ -85,7 +86,7 @@ class KernelEngine:
     def __init__(self, model: Transformer, start: int, stop: int, context: int) -> None:
         self.model, self.count, self.context = model, stop - start, context
         self._kept: list[Tensor | kernels.Packed | None] = []
-        self.slots, self.lowest = _slots(model, self.count, context, torch.float32), start == 0
+        self.slots, self.lowest = slots_of(model, self.count, context, torch.float32), start == 0
         self._layers = (LAYER * self.count)(*map(self._layer, model.blocks[start:stop], self.slots))
         c, rope = model.config, model.rope
         angles = [self._wide(None if c.learned_positions else angle[:context]) for angle in (rope.cos, rope.sin)]

@@ -44,9 +44,9 @@ class FixedSlot(NamedTuple):
     def write(self, at: At, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Store [1, kv_heads, n, head_dim] at positions [n]; the cache's first keys, and the mask over them."""
         for table, rows in ((self.slot.keys, keys), (self.slot.values, values)):
-            table.index_copy_(1, cast(Tensor, at), rows[0])
+            table.index_copy_(2, cast(Tensor, at), rows)
         stop = self.mask.shape[1]
-        return self.slot.keys[None, :, :stop], self.slot.values[None, :, :stop], self.mask
+        return self.slot.keys[:, :, :stop], self.slot.values[:, :, :stop], self.mask
 
 
 class FixedEngine(TorchEngine):

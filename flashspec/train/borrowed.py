@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+import copy
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from flashspec.decoding.models import check_pair, load
 from flashspec.models.checkpoint import opened, save_borrowed
 from flashspec.models.tokenizer import check_tokenizers
-from flashspec.models.transformer import Layer, Transformer
+from flashspec.models.transformer import Transformer
 from flashspec.models.writing import carry, fresh_folder, write_digests, write_json
 from flashspec.train.conversations import TEXTS, LessonRecipe, taught
 from flashspec.train.exits import check_ours
@@ -19,14 +20,7 @@ from flashspec.train.lessons import Pupil, learned
 from flashspec.train.prune import choose, importance
 
 
-@dataclass(frozen=True)
-class BorrowedRecipe(LessonRecipe):
-    """How such a draft is made: how many of the base's layers it keeps, and how they are taught."""
-
-    layers: int = 4
-
-
-def train_borrowed(target: Path, base: Path, out: Path, work: Path, recipe: BorrowedRecipe) -> tuple[float, float]:
+def train_borrowed(target: Path, base: Path, out: Path, work: Path, recipe: LessonRecipe) -> tuple[float, float]:
     """Cut layers out of the model at `base`, train them on what `target` writes, and write `out` (Yan et al. 2024).
 
     Returns acceptance at T = 1 and agreement on held-out lessons. Lessons and runs are kept in `work`, where a killed run
@@ -44,7 +38,7 @@ def train_borrowed(target: Path, base: Path, out: Path, work: Path, recipe: Borr
         lessons = taught(models, target, work, recipe)
         lends = models.target if base == target else check_ours(load(base, None, "bfloat16", "cpu", "dense").target)
         del models.target
-        kept = chosen(lends, lessons.rest[0]()["ids"], recipe.layers)
+        kept = choose(importance(lends, lessons.rest[0]()["ids"].long()), shape, replace(shape, layers=recipe.layers)).layers
         layers, folder = copied(lends, kept), work / f"{base.stem}-{recipe.layers}"
         accept, agree = learned(pupil(lends, layers), lessons, folder, recipe)
         save_borrowed(layers, base, part)
@@ -55,17 +49,9 @@ def train_borrowed(target: Path, base: Path, out: Path, work: Path, recipe: Borr
     return accept, agree
 
 
-def chosen(base: Transformer, ids: Tensor, layers: int) -> list[int]:
-    """The numbers of the layers that matter most on ids [n, length]."""
-    return choose(importance(base, ids.long()), base.config, replace(base.config, layers=layers)).layers
-
-
 def copied(base: Transformer, kept: list[int]) -> nn.ModuleList:
     """Float32 copies of some of a model's layers, from the bottom."""
-    layers = [Layer(base.config) for _ in kept]
-    for mine, number in zip(layers, kept, strict=True):
-        mine.load_state_dict(base.blocks[number].state_dict())
-    return nn.ModuleList(layers)
+    return copy.deepcopy(nn.ModuleList(base.blocks[number] for number in kept)).float().requires_grad_()
 
 
 def pupil(base: Transformer, layers: nn.ModuleList) -> Pupil:

@@ -18,10 +18,11 @@ from tqdm import tqdm
 from flashspec.decoding.models import SHIPPED, Models
 from flashspec.measure.trace import target_digest
 from flashspec.models.chat import chat_prompt
+from flashspec.models.engine import slots_of
 from flashspec.models.folder import read_tensors
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import write_tensors
-from flashspec.train.texts import TOGETHER, Grown, step
+from flashspec.train.texts import ANEW, TOGETHER
 from flashspec.train.trainer import claim
 
 OPENERS = SHIPPED / "openers.json"
@@ -36,9 +37,15 @@ HELD = 40  # of so many files, one is held out
 
 @dataclass(frozen=True)
 class LessonRecipe:
-    """How layers are taught: how many texts, how long, for how many steps; lessons keep the rows of the layers `exits`."""
+    """How layers are taught: how many texts, how long, for how many steps.
+
+    A draft keeps so many `layers` of its base. Exits stand above the layers `exits`, whose rows the lessons keep; they are
+    low-rank steps of the width `rank`, or layers where it is 0.
+    """
 
     exits: tuple[int, ...] = ()
+    layers: int = 4
+    rank: int = 0
     texts: int = 1728
     length: int = 320
     steps: int = 1500
@@ -102,15 +109,18 @@ def conversations(model: Transformer, turns: Turns, recipe: LessonRecipe, number
     some, of = chosen.unique(return_inverse=True)
     first = torch.stack([(chosen == opener).nonzero()[0, 0] for opener in some])  # one conversation of each opener
     fresh = ids = openers[chosen]
-    caches, script, begun = [Grown(model, TOGETHER, recipe.length) for _ in model.blocks], Script(turns.answer), ids.shape[1]
+    last, script, begun = model.config.layers, Script(turns.answer), ids.shape[1]
+    caches = slots_of(model, last, recipe.length, model.embed.weight.dtype, TOGETHER)
     place = torch.arange(TOGETHER) % len(HEATS)
     heat, greedy = torch.tensor(HEATS)[place], place == len(HEATS) - 1
     learned = []
     while True:
-        rows, written = step(model, caches, fresh, ids.shape[1], recipe.exits), ids.shape[1] - begun
-        found = lesson(F.linear(rows[0] if written else rows[0][first], model.head_weight).float())
+        states, written = enumerate(model.states(fresh, ids.shape[1] - fresh.shape[1], caches), start=1), ids.shape[1] - begun
+        rows = {depth: x for depth, x in states if depth in (*recipe.exits, last)}
+        final = model.norm(rows[last])
+        found = lesson(F.linear(final if written else final[first], model.head_weight).float())
         found = found if written else {name: value[of] for name, value in found.items()}
-        learned.append(found | {f"rows.{depth}": early.half() for depth, early in rows.items() if depth})
+        learned.append(found | {f"rows.{depth}": rows[depth].half() for depth in recipe.exits})
         if ids.shape[1] >= recipe.length:
             return {"ids": ids.int()} | {name: torch.cat([each[name] for each in learned], dim=1) for name in learned[0]}
         top, logs = (learned[-1][name][:, -1] for name in ("top", "logs"))
@@ -144,7 +154,7 @@ def written(model: Transformer, turns: Turns, folder: Path, recipe: LessonRecipe
 
 def read_lesson(path: Path) -> dict[str, Tensor]:
     """The tensors of a file of lessons; ValueError for a damaged one."""
-    return read_tensors(path, "remove it, and what comes of it is computed anew")[0]
+    return read_tensors(path, ANEW)[0]
 
 
 def in_files(files: list[Path]) -> Lessons:

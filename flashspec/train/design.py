@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from flashspec.models.transformer import Transformer
 from flashspec.models.writing import carry, fresh_folder, refuse_input, write_digests, write_json, write_text
 from flashspec.provenance import model_digests
 from flashspec.train.prune import Choice, choose, importance, prune
-from flashspec.train.texts import Texts, overlap, save, windows, write
+from flashspec.train.texts import Texts, kept, overlap, windows, written
 from flashspec.train.trainer import CHUNK, Run, Schedule, chances, claim, computing, cross_entropy, divergence
 
 CALIBRATION, HELD_OUT = 16, 0.1
@@ -35,14 +34,6 @@ class Place(NamedTuple):
     work: Path
     out: Path
     shared: Path | None = None
-
-
-class Material(NamedTuple):
-    """What a draft learns on, the ids that it is judged by, and where the target's rows on each step's texts are kept."""
-
-    texts: Texts
-    held: np.ndarray
-    rows: Path
 
 
 def check_fit(stream: np.ndarray, target: ModelConfig, design: Design) -> None:
@@ -67,21 +58,19 @@ def design_draft(
     claim(folder / "design.json", facts_of(target.config, design))
     train, held = np.split(stream, [int(len(stream) * (1 - HELD_OUT))])
     draft, place = prune(target, _choice(target, train, folder, design)), shared or folder
-    own = write(target, train, place / "texts", design) if design.written and design.steps else None
-    texts = Texts(design.seed, None if design.written else train, own)
-    distill(draft, target, Material(texts, held, place / "teacher"), folder, design)
+    own = written(target, train, place / "texts", design) if design.written and design.steps else None
+    texts = Texts(design.seed, None if design.written else train, own, held, place / "teacher")
+    distill(draft, target, texts, folder, design)
     return draft.eval().requires_grad_(False)
 
 
-def distill(draft: Transformer, target: Transformer, material: Material, folder: Path, design: Design) -> None:
+def distill(draft: Transformer, target: Transformer, texts: Texts, folder: Path, design: Design) -> None:
     """Train a draft of a float32 target, or continue in `folder`."""
     rates = {name: getattr(design, name) for name in ("warmup", "muon_lr", "adam_lr", "save_every")}
     run = Run(draft, Schedule(design.steps, min(design.decay, design.steps), **rates), folder)
     run.resume()
-    learn: Callable[[int], float] = partial(learn_text, draft, material.texts, design)
-    if design.distilled:
-        learn = partial(learn_target, draft, target, material, design)
-    run.train(learn, lambda: acceptance(target, draft, material.held, design.length))
+    learn = partial(learn_target, draft, target) if design.distilled else partial(learn_text, draft)
+    run.train(partial(learn, texts, design), lambda: acceptance(target, draft, texts.held, design.length))
 
 
 def facts_of(target: ModelConfig, design: Design) -> dict[str, Any]:
@@ -107,11 +96,19 @@ def learn_text(draft: Transformer, texts: Texts, design: Design, step: int) -> f
     return loss.item()
 
 
-def learn_target(draft: Transformer, target: Transformer, material: Material, design: Design, step: int) -> float:
-    """Gradients of one step towards the target's distributions, one chunk of them in memory at a time; returns the loss."""
-    ids, total = material.texts.draw(step, design.sequences, design.length)[:, :-1], 0.0
+def learn_target(draft: Transformer, target: Transformer, texts: Texts, design: Design, step: int) -> float:
+    """Gradients of one step towards the target's distributions, one chunk of them in memory at a time; returns the loss.
+
+    The target's rows [n, hidden] before the final norm are computed once and kept, in half precision.
+    """
+
+    @torch.no_grad()
+    def rows() -> Tensor:
+        return target.rows(ids).flatten(0, 1).half()
+
+    ids, total = texts.draw(step, design.sequences, design.length)[:, :-1], 0.0
     with computing(design.dtype):
-        theirs = rows_of(target, ids, material.rows / f"{design.seed}-{step}.npy")
+        theirs = kept(texts.rows / f"{design.seed}-{step}.safetensors", rows).float()
         mine = draft.rows(ids).flatten(0, 1)
         leaf = mine.detach().requires_grad_()
         for own, wanted in zip(leaf.split(CHUNK), theirs.split(CHUNK), strict=True):
@@ -121,16 +118,6 @@ def learn_target(draft: Transformer, target: Transformer, material: Material, de
             total += loss.item()
         mine.backward(leaf.grad)
     return total
-
-
-@torch.no_grad()
-def rows_of(target: Transformer, ids: Tensor, path: Path) -> Tensor:
-    """The target's rows [n, hidden] on a step's ids, before the final norm; computed once and kept."""
-    if path.exists():
-        return torch.from_numpy(np.load(path)).float()
-    rows = target.rows(ids).flatten(0, 1).half()
-    save(path, rows.numpy())
-    return rows.float()
 
 
 def acceptance(target: Transformer, draft: Transformer, held_out: np.ndarray, length: int, windows: int = 4) -> dict[str, float]:
@@ -156,14 +143,14 @@ def make_draft(models: Models, stream: np.ndarray, place: Place, design: Design,
         write_speech(source, models.tokenizer, part)
         carry(place.work, part, ("curve.jsonl", "choice.json", "design.json"))
         write_json(about, part / "speculative.json")
-        write_text(card_of(draft, source, facts), part / "README.md")
+        size = f"{draft.config.layers} layers, {draft.config.body_parameters:,} parameters in layers, width {draft.config.hidden}"
+        said = f"Pruned from {source.name} and trained as this says: {size}."
+        write_card(part, "A draft made by flashspec", said, facts | {"target_files": model_digests(source)})
         write_digests(part)
     return place.out
 
 
-def card_of(draft: Transformer, source: Path, facts: dict[str, Any]) -> str:
-    """A draft's model card."""
-    config, about = draft.config, facts | {"target_files": model_digests(source)}
-    size = f"{config.layers} layers, {config.body_parameters:,} parameters in layers, width {config.hidden}"
-    lines = ["# A draft made by flashspec", "", f"Pruned from {source.name} and trained as this says: {size}.", ""]
-    return "\n".join([*lines, "```json", json.dumps(about, indent=2), "```", ""])
+def write_card(folder: Path, title: str, said: str, about: dict[str, Any]) -> None:
+    """Write a model card."""
+    lines = [f"# {title}", "", said, "", "```json", json.dumps(about, indent=2), "```", ""]
+    write_text("\n".join(lines), folder / "README.md")

@@ -5,7 +5,7 @@ The model is not changed; `load` finds the exits in one file of a copy of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,14 +28,7 @@ from flashspec.train.texts import windows
 WINDOWS, HELD = 2, 8  # of a text in a lesson, and in those that are held out
 
 
-@dataclass(frozen=True)
-class ExitRecipe(LessonRecipe):
-    """How exits are trained: with a low-rank step of this width on a text, or at rank 0 with a layer on conversations."""
-
-    rank: int = 0
-
-
-STEPS = ExitRecipe(rank=64, steps=150, length=256, rate=2e-3)  # as low-rank steps are trained
+STEPS = LessonRecipe(rank=64, steps=150, length=256, rate=2e-3)  # as low-rank steps are trained
 
 
 def default_layers(depth: int) -> tuple[int, ...]:
@@ -53,7 +46,7 @@ def check_ours(model: Transformer) -> Transformer:
     return model
 
 
-def fitted(model: Transformer, recipe: ExitRecipe) -> ExitRecipe:
+def fitted(model: Transformer, recipe: LessonRecipe) -> LessonRecipe:
     """The recipe with its exits filled in, and texts that fit the model; ValueError for exits that cannot be trained on it."""
     config = check_ours(model).config
     exits = check_layers(recipe.exits or default_layers(config.layers))
@@ -63,7 +56,7 @@ def fitted(model: Transformer, recipe: ExitRecipe) -> ExitRecipe:
 
 
 def train_exits(
-    source: Path, out: Path, work: Path, recipe: ExitRecipe, text: Path | None = None
+    source: Path, out: Path, work: Path, recipe: LessonRecipe, text: Path | None = None
 ) -> dict[int, tuple[float, float]]:
     """Train exits of the model at `source` and write `out`, a copy of it with them; returns acceptance and agreement by layer.
 
@@ -84,7 +77,7 @@ def train_exits(
     return found
 
 
-def untrained(model: Transformer, recipe: ExitRecipe) -> dict[int, Exit]:
+def untrained(model: Transformer, recipe: LessonRecipe) -> dict[int, Exit]:
     """Exits by layer at the start of their training."""
     torch.manual_seed(recipe.seed)
     return {n: ExitAdapter(model, recipe.rank) if recipe.rank else ExitLayer.like_the_last(model) for n in recipe.exits}
@@ -99,11 +92,9 @@ def pupil(model: Transformer, own: Exit, layer: int) -> Pupil:
     return Pupil(own, model.head_weight.detach(), said)
 
 
-def of_text(models: Models, text: Path | None, recipe: ExitRecipe) -> Lessons:
+def of_text(models: Models, text: Path | None, recipe: LessonRecipe) -> Lessons:
     """Lessons on windows of a text, or of the standard library, a new one for every step; the last twentieth is held out."""
-    stream = corpus.encoded(models.tokenizer, corpus.sources([text] if text else (), corpus.FILES))
-    if len(stream) < 4 * recipe.length:
-        raise ValueError(f"the text has {len(stream)} tokens; give at least {4 * recipe.length}, four windows")
+    stream = corpus.encoded(models.tokenizer, corpus.sources([text] if text else (), corpus.FILES), 4 * recipe.length)
     parts = np.split(stream, [-max(recipe.length, len(stream) // 20)])
     rest, held = (
         [partial(heard, models.target, ids, recipe.exits) for ids in windows(part, count, recipe.length).split(WINDOWS)]

@@ -85,33 +85,23 @@ def prune(model: Transformer, choice: Choice) -> Transformer:
     draft = Transformer(replace(model.config, layers=len(choice.layers), heads=heads, kv_heads=kv_heads, ffn=ffn))
     kept = {name: value for name, value in model.state_dict().items() if not name.startswith("layers.")}
     for number, layer in enumerate(choice.layers):
-        cuts = _cuts(model.config, choice, number)
+        rows, columns = _cuts(model.config, choice, number)
         for name, value in model.blocks[layer].state_dict().items():
-            kept[f"layers.{number}.{name}"] = _cut(name, value, cuts)
+            module, _, leaf = name.rpartition(".")
+            value = value[rows[module]] if module in rows else value
+            kept[f"layers.{number}.{name}"] = value[:, columns[module]] if module in columns and leaf == "weight" else value
     draft.load_state_dict(kept)
     return draft
 
 
-def _cuts(config: ModelConfig, choice: Choice, number: int) -> dict[str, tuple[int, Tensor]]:
-    """For each fused matrix of one layer, the dimension that is cut and the rows or columns that are kept."""
+def _cuts(config: ModelConfig, choice: Choice, number: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The rows of one layer's fused matrices that are kept, and their biases, and the columns of those that follow them."""
     query, key, _ = config.qkv_rows
     width = torch.arange(config.head_dim)
     heads, groups = (
         (torch.tensor(ids[number])[:, None] * config.head_dim + width).flatten() for ids in (choice.heads, choice.groups)
     )
     channels = torch.tensor(choice.channels[number])
-    return {
-        "attention.qkv": (0, torch.cat([heads, query + groups, query + key + groups])),
-        "attention.out": (1, heads),
-        "mlp.up": (0, torch.cat([channels, config.ffn + channels]) if config.gated else channels),
-        "mlp.down": (1, channels),
-    }
-
-
-def _cut(name: str, value: Tensor, cuts: dict[str, tuple[int, Tensor]]) -> Tensor:
-    """The kept part of one tensor: a bias follows its matrix's rows, and is kept completely where columns are cut."""
-    module = name.rpartition(".")[0]
-    if module not in cuts or (cuts[module][0] == 1 and value.ndim == 1):
-        return value
-    dimension, kept = cuts[module]
-    return value.index_select(dimension, kept)
+    up = torch.cat([channels, config.ffn + channels]) if config.gated else channels
+    rows = {"attention.qkv": torch.cat([heads, query + groups, query + key + groups]), "mlp.up": up}
+    return rows, {"attention.out": heads, "mlp.down": channels}

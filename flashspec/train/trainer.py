@@ -55,20 +55,16 @@ class Schedule:
 
 def optimizers(model: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024) on the matrices inside layers, AdamW on the rest, or on all at a Muon rate of 0."""
-    if not schedule.muon_lr:
-        return [adam(list(model.parameters()), schedule)]
-    if not hasattr(torch.optim, "Muon"):
-        raise ModuleNotFoundError(f"training needs torch 2.9 or newer, this is {torch.__version__}: pip install 'torch>=2.9'")
-    layers = [module for module in model.modules() if isinstance(module, Layer)]
+    layers = [module for module in model.modules() if isinstance(module, Layer)] if schedule.muon_lr else []
     matrices = [p for layer in layers for p in layer.parameters() if p.ndim == 2]
     rest = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+    adam = torch.optim.AdamW(rest, schedule.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
+    if not matrices:
+        return [adam]
+    if not hasattr(torch.optim, "Muon"):
+        raise ModuleNotFoundError(f"training needs torch 2.9 or newer, this is {torch.__version__}: pip install 'torch>=2.9'")
     muon = torch.optim.Muon(matrices, schedule.muon_lr, weight_decay=0.0, ns_steps=4)
-    return [muon, adam(rest, schedule)]
-
-
-def adam(weights: list[nn.Parameter], schedule: Schedule) -> torch.optim.Optimizer:
-    """AdamW as every recipe uses it."""
-    return torch.optim.AdamW(weights, lr=schedule.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
+    return [muon, adam]
 
 
 class Run:
@@ -115,9 +111,9 @@ class Run:
                 self._record(evaluate())
 
     def _advance(self, learn: Callable[[int], float], step: int) -> float:
-        loss, rates = learn(step), (self.schedule.muon_lr, self.schedule.adam_lr)
-        for optimizer, rate in zip(self.optimizers, rates[-len(self.optimizers) :], strict=True):
-            optimizer.param_groups[0]["lr"] = rate * self.schedule.rate(step)
+        loss = learn(step)
+        for optimizer in self.optimizers:
+            optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * self.schedule.rate(step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step = step + 1
