@@ -34,8 +34,7 @@ def seeded(seed=0):
 def trained(folder, recipe=RECIPE, branch=None):
     model = seeded(recipe.seed)
     run = Run(model, recipe.schedule, folder)
-    run.resume(branch)
-    run.train(partial(learn_reference, model, recipe, Texts(recipe.seed, STREAM)), lambda: {"loss": 0.0})
+    run.train(partial(learn_reference, model, recipe, Texts(recipe.seed, STREAM)), lambda: {"loss": 0.0}, branch)
     return model
 
 
@@ -98,7 +97,7 @@ def test_a_checkpoint_that_is_none_is_refused_and_kept(tmp_path, garbage):
 
 
 def test_chunked_distillation_has_the_gradient_of_the_plain_loss(tmp_path, monkeypatch):
-    monkeypatch.setattr("flashspec.train.design.CHUNK", 10)
+    monkeypatch.setattr("flashspec.train.trainer.CHUNK", 10)
     target, recipe = seeded(), Design(1, steps=2, sequences=2, length=16, prompt=1)
     texts, draft = Texts(1, STREAM, rows=tmp_path), copy.deepcopy(target.with_layers(target.layers[:1]))
     value = learn_target(draft, target, texts, recipe, 0)

@@ -23,7 +23,7 @@ from flashspec.models.writing import carry, fresh_folder, refuse_input, write_di
 from flashspec.provenance import model_digests
 from flashspec.train.prune import Choice, choose, importance, prune
 from flashspec.train.texts import Texts, kept, overlap, windows, written
-from flashspec.train.trainer import CHUNK, Run, Schedule, chances, claim, computing, cross_entropy, divergence
+from flashspec.train.trainer import Run, Schedule, chances, chunked, claim, computing, cross_entropy, divergence
 
 CALIBRATION, HELD_OUT = 16, 0.1
 
@@ -68,7 +68,6 @@ def distill(draft: Transformer, target: Transformer, texts: Texts, folder: Path,
     """Train a draft of a float32 target, or continue in `folder`."""
     rates = {name: getattr(design, name) for name in ("warmup", "muon_lr", "adam_lr", "save_every")}
     run = Run(draft, Schedule(design.steps, min(design.decay, design.steps), **rates), folder)
-    run.resume()
     learn = partial(learn_target, draft, target) if design.distilled else partial(learn_text, draft)
     run.train(partial(learn, texts, design), lambda: acceptance(target, draft, texts.held, design.length))
 
@@ -106,18 +105,14 @@ def learn_target(draft: Transformer, target: Transformer, texts: Texts, design: 
     def rows() -> Tensor:
         return target.rows(ids).flatten(0, 1).half()
 
-    ids, total = texts.draw(step, design.sequences, design.length)[:, :-1], 0.0
+    def loss(mine: Tensor, part: slice) -> Tensor:
+        logits = F.linear(draft.norm(mine), draft.head_weight)
+        return divergence(chances(target, theirs[part]), logits, design.variation) / len(theirs)
+
+    ids = texts.draw(step, design.sequences, design.length)[:, :-1]
     with computing(design.dtype):
         theirs = kept(texts.rows / f"{design.seed}-{step}.safetensors", rows).float()
-        mine = draft.rows(ids).flatten(0, 1)
-        leaf = mine.detach().requires_grad_()
-        for own, wanted in zip(leaf.split(CHUNK), theirs.split(CHUNK), strict=True):
-            p, logits = chances(target, wanted), F.linear(draft.norm(own), draft.head_weight)
-            loss = divergence(p, logits, design.variation) / len(leaf)
-            loss.backward()
-            total += loss.item()
-        mine.backward(leaf.grad)
-    return total
+        return chunked(draft.rows(ids).flatten(0, 1), loss)
 
 
 def acceptance(target: Transformer, draft: Transformer, held_out: np.ndarray, length: int, windows: int = 4) -> dict[str, float]:

@@ -17,17 +17,14 @@ from torch.nn import functional as F
 
 from flashspec.decoding.models import Models, load
 from flashspec.models.exits import Exit, ExitAdapter, ExitLayer, check_layers, exits_file, rows_at, save_exits
-from flashspec.models.folder import GGUF
 from flashspec.models.transformer import Transformer
-from flashspec.models.writing import copy_checkpoint, fresh_folder, sign
+from flashspec.models.writing import extended
 from flashspec.train import corpus
 from flashspec.train.conversations import LessonRecipe, Lessons, lesson, taught
 from flashspec.train.lessons import Pupil, learned
 from flashspec.train.texts import windows
 
 WINDOWS, HELD = 2, 8  # of a text in a lesson, and in those that are held out
-
-
 STEPS = LessonRecipe(rank=64, steps=150, length=256, rate=2e-3)  # as low-rank steps are trained
 
 
@@ -64,16 +61,13 @@ def train_exits(
     where a killed run continues. Raises ValueError for a short text, a model without tokenizer or chat template, for exits
     outside it, and for one that transformers computes; FileExistsError where `out` has files.
     """
-    with fresh_folder(out, [source]) as part, TemporaryDirectory() as scratch:
+    with extended(source, out, exits_file(source).name) as path, TemporaryDirectory() as scratch:
         models = load(source, None, "bfloat16", "cpu", "dense")
         model, recipe = models.target, fitted(models.target, recipe)
         exits, place = untrained(model, recipe), Path(scratch) if recipe.rank else work
         lessons = of_text(models, text, recipe) if recipe.rank else taught(models, source, work, recipe)
         found = {n: learned(pupil(model, own, n), lessons, place / f"exit-{n}", recipe) for n, own in exits.items()}
-        copy_checkpoint(source, part)
-        path = exits_file(part / source.name if source.suffix == GGUF else part)
         save_exits(exits, path)
-        sign(part, path.name)
     return found
 
 

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flashspec.train.conversations import LessonRecipe, Lessons
-from flashspec.train.trainer import Run, Schedule, computing
+from flashspec.train.trainer import CHUNK, Run, Schedule, chunked, computing
 
 SAVED = 100  # steps between two checkpoints
 BLIND = 8  # tokens at the start of a text that nothing is learned from
 SHARPEST = 1.0  # norm that gradients are cut to
 SOLID, OTHERS = 16, 2048  # of the likeliest tokens those scored for every row of a chunk, and how many others stand for the rest
-CHUNK = 512
 
 
 class Pupil(NamedTuple):
@@ -41,9 +40,8 @@ def learned(pupil: Pupil, lessons: Lessons, folder: Path, recipe: LessonRecipe) 
     def learn(step: int) -> float:
         epoch, number = divmod(step, len(rest))
         found, wanted = rows(rest[np.random.default_rng((recipe.seed, epoch)).permutation(len(rest))[number]]())
-        leaf = found.detach().to(pupil.weight.dtype).requires_grad_()
-        loss = sampled_divergence(pupil.weight, leaf, wanted, torch.Generator().manual_seed(recipe.seed * 1_000_003 + step))
-        found.backward(leaf.grad.to(found.dtype) if leaf.grad is not None else None)
+        dice = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+        loss = sampled_divergence(pupil.weight, found.to(pupil.weight.dtype), wanted, dice)
         nn.utils.clip_grad_norm_(pupil.module.parameters(), SHARPEST)
         return loss
 
@@ -55,7 +53,6 @@ def learned(pupil: Pupil, lessons: Lessons, folder: Path, recipe: LessonRecipe) 
 
     schedule = Schedule(recipe.steps, recipe.steps // 2, min(50, recipe.steps), 0.0, recipe.rate, save_every=SAVED)
     run = Run(pupil.module, schedule, folder)
-    run.resume()
     run.train(learn, evaluate)
     scores = evaluate()
     return scores["accept"], scores["agree"]
@@ -67,13 +64,8 @@ def sampled_divergence(weight: Tensor, rows: Tensor, lesson: dict[str, Tensor], 
     The sum over the vocabulary is that over the likeliest tokens of every row of a chunk and over OTHERS drawn from the rest,
     each weighted by its share: an unbiased estimate of the partition function (Bengio and Senécal 2008).
     """
-    total, share = 0.0, 1 / len(rows)
-    for start in range(0, len(rows), CHUNK):
-        part = slice(start, start + CHUNK)
-        loss = share * _chunk(weight, rows[part], lesson["top"][part].long(), lesson["logs"][part].float(), dice)
-        loss.backward()
-        total += loss.item()
-    return total
+    top, logs, share = lesson["top"], lesson["logs"], 1 / len(rows)
+    return chunked(rows, lambda own, part: share * _chunk(weight, own, top[part].long(), logs[part].float(), dice))
 
 
 def _chunk(weight: Tensor, rows: Tensor, top: Tensor, logs: Tensor, dice: torch.Generator) -> Tensor:

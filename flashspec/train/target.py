@@ -105,9 +105,8 @@ def train_target(data: Path, folder: Path, recipe: Recipe, branch: Path | None =
     model = Transformer(REFERENCE)
     initialise(model, recipe.seed)
     run = Run(model, recipe.schedule, folder)
-    run.resume(branch)
     held = np.load(data / "held_out.npy")
     texts = Texts(recipe.seed, np.load(data / "train.npy"))
     depths = (*recipe.exits, model.config.layers)
-    run.train(partial(learn_reference, model, recipe, texts), lambda: exit_scores(model, held, depths))
+    run.train(partial(learn_reference, model, recipe, texts), lambda: exit_scores(model, held, depths), branch)
     return model

@@ -82,9 +82,7 @@ class Run:
         with replaced(self.checkpoint) as part, part.open("wb") as file:
             torch.save({"model": self.model.state_dict(), "optimizers": states, "step": self.step}, file)
 
-    def resume(self, branch: Path | None = None) -> None:
-        """Continue from this run's checkpoint or, if there is none yet, branch off from another run's."""
-        source = self.checkpoint if self.checkpoint.exists() else branch
+    def _resume(self, source: Path | None) -> None:
         if source is None:
             return
         try:
@@ -98,11 +96,13 @@ class Run:
         except (EOFError, KeyError, RuntimeError, TypeError, UnpicklingError, ValueError) as error:
             raise ValueError(f"{source} is no checkpoint of this run ({first_line(error)}); remove it to start over") from error
 
-    def train(self, learn: Callable[[int], float], evaluate: Callable[[], dict[str, float]]) -> None:
-        """Run to the schedule's end, saving and evaluating every `save_every` steps.
+    def train(self, learn: Callable[[int], float], evaluate: Callable[[], dict[str, float]], branch: Path | None = None) -> None:
+        """Run to the schedule's end, or continue, saving and evaluating every `save_every` steps.
 
-        `learn(step)` draws its own batch, adds the gradients of its loss to the parameters and returns the loss.
+        `learn(step)` draws its own batch, adds the gradients of its loss to the parameters and returns the loss. A run without
+        a checkpoint starts from that of the run `branch`.
         """
+        self._resume(self.checkpoint if self.checkpoint.exists() else branch)
         last = self.schedule.last
         bar = tqdm(range(self.step, last), initial=self.step, total=last, desc=self.folder.name)
         for step in bar:
@@ -150,6 +150,18 @@ def cross_entropy(model: Transformer, rows: Tensor, labels: Tensor) -> Tensor:
         for r, wanted in zip(rows.split(CHUNK), labels.split(CHUNK), strict=True)
     ]
     return torch.stack(parts).sum() / len(labels)
+
+
+def chunked(rows: Tensor, loss_of: Callable[[Tensor, slice], Tensor]) -> float:
+    """The sum of a loss over chunks of rows [n, hidden], with its gradients; one chunk's graph is in memory at a time."""
+    leaf, total = rows.detach().requires_grad_(), 0.0
+    for start in range(0, len(rows), CHUNK):
+        part = slice(start, start + CHUNK)
+        loss = loss_of(leaf[part], part)
+        loss.backward()
+        total += loss.item()
+    rows.backward(leaf.grad)
+    return total
 
 
 def divergence(p: Tensor, logits: Tensor, variation: float) -> Tensor:
