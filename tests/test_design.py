@@ -23,9 +23,9 @@ from flashspec.models.exits import EXITS_FILE, ExitAdapter, rows_at
 from flashspec.models.family import Design
 from flashspec.models.folder import verify_digests
 from flashspec.models.synthetic import synthetic
-from flashspec.train.conversations import LessonRecipe, Lessons
+from flashspec.train.conversations import LessonRecipe, Lessons, heard
 from flashspec.train.design import design_draft, learn_text
-from flashspec.train.exits import heard, pupil, untrained
+from flashspec.train.exits import pupil, untrained
 from flashspec.train.lessons import learned
 from flashspec.train.prune import Importance, choose, importance, prune
 from flashspec.train.target import REFERENCE, initialise

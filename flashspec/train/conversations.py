@@ -18,7 +18,7 @@ from tqdm import tqdm
 from flashspec.decoding.models import SHIPPED, Models
 from flashspec.measure.trace import target_digest
 from flashspec.models.chat import chat_prompt
-from flashspec.models.engine import slots_of
+from flashspec.models.engine import Slot, slots_of
 from flashspec.models.folder import read_tensors
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import write_tensors
@@ -98,44 +98,43 @@ class Script:
 
 @torch.inference_mode()
 def conversations(model: Transformer, turns: Turns, recipe: LessonRecipe, number: int) -> dict[str, Tensor]:
-    """Lessons of TOGETHER conversations whose openers have the same length: `ids` [TOGETHER, length], `top` ids and `logs` of
-    their probabilities [TOGETHER, length, TOP], and half-precision `rows` [TOGETHER, length, hidden] after the recipe's layers.
-    """
+    """A lesson of TOGETHER conversations whose openers have the same length, with its `ids` [TOGETHER, length]."""
     dice = np.random.default_rng((recipe.seed, number))
     noise = torch.Generator().manual_seed(int(dice.integers(2**31)))
-    length = len(turns.openings[dice.integers(len(turns.openings))])
-    openers = torch.tensor([opening for opening in turns.openings if len(opening) == length])
+    begun = len(turns.openings[dice.integers(len(turns.openings))])
+    openers = torch.tensor([opening for opening in turns.openings if len(opening) == begun])
     chosen = torch.from_numpy(dice.integers(len(openers), size=TOGETHER))
-    some, of = chosen.unique(return_inverse=True)
-    first = torch.stack([(chosen == opener).nonzero()[0, 0] for opener in some])  # one conversation of each opener
-    fresh = ids = openers[chosen]
-    last, script, begun = model.config.layers, Script(turns.answer), ids.shape[1]
-    caches = slots_of(model, last, recipe.length, model.embed.weight.dtype, TOGETHER)
+    some, of = chosen.unique(return_inverse=True)  # each opener is read once
+    caches = slots_of(model, model.config.layers, recipe.length, model.embed.weight.dtype, len(some))
+    learned = [{name: value[of] for name, value in heard(model, openers[some], recipe.exits, 0, caches).items()}]
+    caches, script, ids = [Slot(each.keys[of], each.values[of]) for each in caches], Script(turns.answer), openers[chosen]
     place = torch.arange(TOGETHER) % len(HEATS)
     heat, greedy = torch.tensor(HEATS)[place], place == len(HEATS) - 1
-    learned = []
-    while True:
-        states, written = enumerate(model.states(fresh, ids.shape[1] - fresh.shape[1], caches), start=1), ids.shape[1] - begun
-        rows = {depth: x for depth, x in states if depth in (*recipe.exits, last)}
-        final = model.norm(rows[last])
-        found = lesson(F.linear(final if written else final[first], model.head_weight).float())
-        found = found if written else {name: value[of] for name, value in found.items()}
-        learned.append(found | {f"rows.{depth}": rows[depth].half() for depth in recipe.exits})
-        if ids.shape[1] >= recipe.length:
-            return {"ids": ids.int()} | {name: torch.cat([each[name] for each in learned], dim=1) for name in learned[0]}
+    for written in range(recipe.length - begun):
         top, logs = (learned[-1][name][:, -1] for name in ("top", "logs"))
         if written < SHORTEST:
             logs = logs.masked_fill(top == script.answer[0], -torch.inf)
         heats = torch.where(script.answering & greedy, COLD, heat)[:, None]
         drawn = top.gather(1, torch.multinomial((logs.float() / heats).softmax(-1), 1, generator=noise))[:, 0]
         fresh = script.follow(drawn.long(), written)[:, None]
+        learned.append(heard(model, fresh, recipe.exits, begun + written, caches))
         ids = torch.cat((ids, fresh), dim=1)
+    return {"ids": ids.int()} | {name: torch.cat([each[name] for each in learned], dim=1) for name in learned[0]}
 
 
-def lesson(logits: Tensor) -> dict[str, Tensor]:
-    """The part of logits [batch, n, V] that a lesson keeps."""
+@torch.no_grad()
+def heard(model: Transformer, ids: Tensor, exits: tuple[int, ...], at: int = 0, caches: Sequence[Slot] = ()) -> dict[str, Tensor]:
+    """A lesson on ids [batch, n], at position `at` behind what the caches hold.
+
+    At each id the `top` TOP ids to follow and the `logs` of their probabilities [batch, n, TOP], and `rows` [batch, n, hidden]
+    after each of the layers `exits`.
+    """
+    last = model.config.layers
+    rows = {depth: x for depth, x in enumerate(model.states(ids, at, caches), start=1) if depth in (*exits, last)}
+    logits = F.linear(model.norm(rows[last]), model.head_weight).float()
     best, top = logits.topk(min(TOP, logits.shape[-1]), -1)
-    return {"top": top.int(), "logs": (best - logits.logsumexp(-1, keepdim=True)).half()}
+    found = {"top": top.int(), "logs": (best - logits.logsumexp(-1, keepdim=True)).half()}
+    return found | {f"rows.{depth}": rows[depth] for depth in exits}
 
 
 def written(model: Transformer, turns: Turns, folder: Path, recipe: LessonRecipe) -> list[Path]:

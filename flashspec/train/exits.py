@@ -13,14 +13,13 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from flashspec.decoding.models import Models, load
-from flashspec.models.exits import Exit, ExitAdapter, ExitLayer, check_layers, exits_file, rows_at, save_exits
+from flashspec.models.exits import Exit, ExitAdapter, ExitLayer, check_layers, exits_file, save_exits
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import extended
 from flashspec.train import corpus
-from flashspec.train.conversations import LessonRecipe, Lessons, lesson, taught
+from flashspec.train.conversations import LessonRecipe, Lessons, heard, taught
 from flashspec.train.lessons import Pupil, learned
 from flashspec.train.texts import windows
 
@@ -95,11 +94,3 @@ def of_text(models: Models, text: Path | None, recipe: LessonRecipe) -> Lessons:
         for part, count in zip(parts, (WINDOWS * recipe.steps, HELD), strict=True)
     )
     return Lessons(rest, held)
-
-
-@torch.no_grad()
-def heard(model: Transformer, ids: Tensor, exits: tuple[int, ...]) -> dict[str, Tensor]:
-    """A lesson on ids [batch, n]: the model's predictions at each, and rows [batch, n, hidden] after these layers."""
-    rows = {n: each.unflatten(0, ids.shape) for n, each in rows_at(model, ids, (*exits, model.config.layers)).items()}
-    final = model.norm(rows[model.config.layers]).to(model.head_weight.dtype)
-    return lesson(F.linear(final, model.head_weight).float()) | {f"rows.{n}": rows[n] for n in exits}
