@@ -19,10 +19,9 @@ from flashspec.decoding.models import SHIPPED, Models
 from flashspec.measure.trace import target_digest
 from flashspec.models.chat import chat_prompt
 from flashspec.models.engine import Slot, slots_of
-from flashspec.models.folder import read_tensors
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import write_tensors
-from flashspec.train.texts import ANEW, TOGETHER
+from flashspec.train.texts import TOGETHER, read
 from flashspec.train.trainer import claim
 
 OPENERS = SHIPPED / "openers.json"
@@ -151,14 +150,9 @@ def written(model: Transformer, turns: Turns, folder: Path, recipe: LessonRecipe
     return found
 
 
-def read_lesson(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of lessons; ValueError for a damaged one."""
-    return read_tensors(path, ANEW)[0]
-
-
 def in_files(files: list[Path]) -> Lessons:
-    """Lessons from files; one file in HELD is held out."""
-    reads = [partial(read_lesson, path) for path in files]
+    """Lessons from files, ValueError for a damaged one; one file in HELD is held out."""
+    reads = [partial(read, path) for path in files]
     return Lessons([read for i, read in enumerate(reads) if i % HELD != HELD - 1], reads[HELD - 1 :: HELD] or reads[:1])
 
 

@@ -49,11 +49,10 @@ def learned(pupil: Pupil, lessons: Lessons, folder: Path, recipe: LessonRecipe) 
     def evaluate() -> dict[str, float]:
         pairs = (rows(read()) for read in lessons.held)
         scores = [agreement(pupil.weight, found.to(pupil.weight.dtype), wanted) for found, wanted in pairs]
-        return {"accept": float(np.mean([a for a, _ in scores])), "agree": float(np.mean([s for _, s in scores]))}
+        return dict(zip(("accept", "agree"), np.mean(scores, axis=0).tolist(), strict=True))
 
     schedule = Schedule(recipe.steps, recipe.steps // 2, min(50, recipe.steps), 0.0, recipe.rate, save_every=SAVED)
-    run = Run(pupil.module, schedule, folder)
-    run.train(learn, evaluate)
+    Run(pupil.module, schedule, folder).train(learn, evaluate)
     scores = evaluate()
     return scores["accept"], scores["agree"]
 

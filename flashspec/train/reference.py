@@ -17,8 +17,7 @@ import numpy as np
 import torch
 
 from flashspec.decoding.models import SHIPPED
-from flashspec.heads.dense import DenseHead
-from flashspec.heads.flash import FlashHead, calibrate_always
+from flashspec.heads.flash import FlashHead
 from flashspec.models.family import Design
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import fresh_folder, write_digests, write_text
@@ -34,7 +33,6 @@ PHASES = tomllib.loads((SHIPPED / "reference.toml").read_text(encoding="utf-8"))
 TARGET: tuple[Recipe, ...] = msgspec.convert(PHASES.pop("target"), tuple[Recipe, ...])
 DRAFTS: dict[str, tuple[Design, ...]] = msgspec.convert(PHASES, dict[str, tuple[Design, ...]])
 CALIBRATION_FILES, CALIBRATION_BLOCKS = 48, 8
-CLUSTER_SIZE = 16
 LICENCE = "Weights: Apache-2.0. Training text: the Python standard library, PSF License Agreement."
 
 
@@ -95,16 +93,11 @@ def texts_of(target: Transformer, work: Path, design: Design) -> Texts:
 
 
 def add_flash_head(folder: Path, stream: np.ndarray, count: int = 16) -> None:
-    """Cluster a draft's head and store it in the draft's folder, with its default probes.
-
-    The tokens that it misses most often, on windows of a stream of training text, are always scored.
-    """
+    """Build a draft's head for its rows on windows of a stream of training text, and store it in the draft's folder."""
     model, twin = Transformer.load(folder), Transformer.load(folder, dtype="float32")
     with torch.no_grad():
         rows = twin.rows(windows(stream[:-1], count, min(WINDOW, twin.config.context))).flatten(0, 1)
-    head = FlashHead.build(model.head_weight, model.norm, cluster_size=CLUSTER_SIZE)
-    always = calibrate_always(head, DenseHead(model.norm, model.head_weight), rows[::2])
-    head.with_plan(always=always).save(folder)
+    FlashHead.build(model.head_weight, model.norm, queries=rows).save(folder)
 
 
 def finish(work: Path, card: dict[str, Any]) -> None:

@@ -20,7 +20,6 @@ from flashspec.models.transformer import Transformer
 from flashspec.models.writing import write_tensors
 
 TOGETHER = 96
-ANEW = "remove it, and what comes of it is computed anew"
 TEMPERATURES = (0.0, 1.0, 1.0, 0.7)  # of the texts, in turn
 Scored = Callable[[Tensor], Mapping[str, Tensor]]  # logits [n, vocab] by name, for ids [1, n]
 
@@ -109,4 +108,9 @@ def kept(path: Path, make: Callable[[], Tensor]) -> Tensor:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors({"kept": make()}, path)
-    return read_tensors(path, ANEW)[0]["kept"]
+    return read(path)["kept"]
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that training made; ValueError for a damaged one."""
+    return read_tensors(path, "remove it, and what comes of it is computed anew")[0]
