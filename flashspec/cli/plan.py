@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import click
 
@@ -14,17 +15,7 @@ from flashspec.decoding.generate import own_method
 from flashspec.decoding.models import REFERENCE, load, own_draft
 from flashspec.measure import clock
 from flashspec.measure.costs import PairCosts
-from flashspec.measure.planning import (
-    FEWEST,
-    Given,
-    Question,
-    advise,
-    head_cases,
-    observe,
-    ranked,
-    shape_costs,
-    stated_costs,
-)
+from flashspec.measure.planning import FEWEST, Given, Question, advise, head_cases, observe, ranked, shape_costs, stated_costs
 from flashspec.measure.prompts import load_prompts
 from flashspec.models.memory import device_named
 from flashspec.models.synthetic import SHAPES
@@ -35,6 +26,7 @@ from flashspec.study.parameters import parse_value
 HEADS = {"head": ("dense", "int8", "flash"), "probes": (32, 64, 128, 256), "shortlist": (512, 2048)}
 GIVEN = {"acceptance": "given, the same for every head"}
 ENDING = 3.0  # seconds kept for the program's start and for the intervals
+say = partial(click.echo, err=True)
 Options = Mapping[str, Any]
 Found = tuple[Question, PairCosts, Any, dict[str, str]]
 
@@ -74,23 +66,19 @@ def measured(options: Options, question: Question) -> Found:
     prompts = load_prompts(options["prompts"], question.per_kind, models)[: 1 if known else None]
     if not known and len(prompts) < FEWEST:
         raise ValueError(f"an interval needs at least {FEWEST} texts, got {len(prompts)}: give more --prompts, or --acceptance")
-    costs, told = PairCosts((), question.timed), GIVEN
-    found: Any = known
+    costs, found = PairCosts((), question.timed), cast(Any, known)
     for costs, texts in observe(models, question, prompts, until, say):
-        if not known:
-            each = f"{texts.length} tokens for each of {len(prompts)} prompts"
-            found, told = texts, {"acceptance": f"replayed on the target's own texts, {each}"}
-        say(estimate(ranked(costs, known or texts, question.methods)[0], len(costs.turns)))
+        found = known or texts
+        say(estimate(ranked(costs, found, question.methods)[0], len(costs.turns)))
     say(machine(load_before, usable_cores(), costs.spread))
-    if found is None or len(costs.turns) < FEWEST:
+    if len(costs.turns) < FEWEST:
         needed = f"{len(costs.turns)} of the {FEWEST} turns that an interval needs"
         raise ValueError(f"no advice: only {needed} fit into {question.seconds:g} s; give more --seconds")
-    return question, costs, found, {"costs": f"measured on this machine in {len(costs.turns)} turns", **told}
-
-
-def say(line: str) -> None:
-    """Progress, on standard error."""
-    click.echo(line, err=True)
+    told = {"costs": f"measured on this machine in {len(costs.turns)} turns", **GIVEN}
+    if not known:
+        each = f"{found.length} tokens for each of {len(prompts)} prompts"
+        told["acceptance"] = f"replayed on the target's own texts, {each}"
+    return question, costs, found, told
 
 
 def draft_of(options: Options) -> str:
