@@ -19,9 +19,8 @@ from flashspec.models.exits import ExitLayer, exits_file, load_exits, rows_at, s
 from flashspec.models.packed import rounded
 from flashspec.models.reader import SpanReader, engine_for
 from flashspec.train import lessons
-from flashspec.train.conversations import TOP, LessonRecipe, Turns, conversations, in_files, written
-from flashspec.train.exits import pupil
-from flashspec.train.lessons import learned, sampled_divergence
+from flashspec.train.lessons import TOP, LessonRecipe, Turns, conversations, in_files, learned, sampled_divergence, written
+from flashspec.train.taught import exit_pupil
 from flashspec.train.texts import read
 
 WIDE = {"vocab_size": 64, "hidden": 32, "head_dim": 8, "ffn": 48}  # the compiled path; the odd one is toys' default
@@ -124,13 +123,13 @@ def taught(tmp_path):
 def test_training_resumes_to_the_same_layer(taught, tmp_path, monkeypatch):
     model, recipe, files = taught
     whole, parts = ExitLayer.like_the_last(model), ExitLayer.like_the_last(model)
-    learned(pupil(model, whole, 2), in_files(files), tmp_path / "whole", recipe)
+    learned(exit_pupil(model, whole, 2), in_files(files), tmp_path / "whole", recipe)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(lessons, "SAVED", 2)
         shelf.interrupting(patch, lessons, "sampled_divergence", after=4)
-        learned(pupil(model, parts, 2), in_files(files), tmp_path / "cut", recipe)
+        learned(exit_pupil(model, parts, 2), in_files(files), tmp_path / "cut", recipe)
     again = ExitLayer.like_the_last(model)
-    learned(pupil(model, again, 2), in_files(files), tmp_path / "cut", recipe)
+    learned(exit_pupil(model, again, 2), in_files(files), tmp_path / "cut", recipe)
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name]), name
     assert not torch.equal(whole.norm.weight, ExitLayer.like_the_last(model).norm.weight)

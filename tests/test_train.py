@@ -15,7 +15,7 @@ from flashspec import Transformer
 from flashspec.models.config import ModelConfig
 from flashspec.models.family import Design
 from flashspec.train.design import acceptance, learn_target
-from flashspec.train.target import Recipe, exit_scores, initialise, learn_reference
+from flashspec.train.reference import Recipe, exit_scores, initialise, learn_reference
 from flashspec.train.texts import Texts, kept
 from flashspec.train.trainer import Run, Schedule, disagreement, divergence
 

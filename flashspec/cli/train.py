@@ -17,13 +17,11 @@ from flashspec.heads.registry import RANKED, file_of
 from flashspec.models.family import FAMILY, Design
 from flashspec.models.writing import check_free, extended, made
 from flashspec.train import corpus
-from flashspec.train.borrowed import train_borrowed
-from flashspec.train.conversations import LessonRecipe
 from flashspec.train.design import Place, make_draft
-from flashspec.train.exits import STEPS, train_exits
+from flashspec.train.lessons import LessonRecipe
 from flashspec.train.quantize import quantize_awq
-from flashspec.train.reference import make
-from flashspec.train.target import REFERENCE
+from flashspec.train.reference import REFERENCE, make
+from flashspec.train.taught import STEPS, train_borrowed, train_exits
 
 
 @click.group("train", invoke_without_command=True)

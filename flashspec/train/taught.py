@@ -1,26 +1,26 @@
-"""Train a frozen model's exits towards its own distribution: a low-rank step on any text, or a layer on its own conversations.
-
-The model is not changed; `load` finds the exits in one file of a copy of it.
-"""
+"""Layers taught by lessons: exits of a frozen model, and drafts whose embedding, norm and head stay those of a base."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import copy
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from flashspec.decoding.models import Models, load
+from flashspec.decoding.models import Models, check_pair, load
+from flashspec.models.checkpoint import opened, save_borrowed
 from flashspec.models.exits import Exit, ExitAdapter, ExitLayer, check_layers, exits_file, save_exits
+from flashspec.models.tokenizer import check_tokenizers
 from flashspec.models.transformer import Transformer
-from flashspec.models.writing import extended
+from flashspec.models.writing import carry, extended, fresh_folder, write_digests, write_json
 from flashspec.train import corpus
-from flashspec.train.conversations import LessonRecipe, Lessons, heard, taught
-from flashspec.train.lessons import Pupil, learned
+from flashspec.train.design import choose, importance
+from flashspec.train.lessons import TEXTS, LessonRecipe, Lessons, Pupil, heard, learned, taught
 from flashspec.train.texts import windows
 
 WINDOWS, HELD = 2, 8  # of a text in a lesson, and in those that are held out
@@ -65,7 +65,7 @@ def train_exits(
         model, recipe = models.target, fitted(models.target, recipe)
         exits, place = untrained(model, recipe), Path(scratch) if recipe.rank else work
         lessons = of_text(models, text, recipe) if recipe.rank else taught(models, source, work, recipe)
-        found = {n: learned(pupil(model, own, n), lessons, place / f"exit-{n}", recipe) for n, own in exits.items()}
+        found = {n: learned(exit_pupil(model, own, n), lessons, place / f"exit-{n}", recipe) for n, own in exits.items()}
         save_exits(exits, path)
     return found
 
@@ -76,7 +76,7 @@ def untrained(model: Transformer, recipe: LessonRecipe) -> dict[int, Exit]:
     return {n: ExitAdapter(model, recipe.rank) if recipe.rank else ExitLayer.like_the_last(model) for n in recipe.exits}
 
 
-def pupil(model: Transformer, own: Exit, layer: int) -> Pupil:
+def exit_pupil(model: Transformer, own: Exit, layer: int) -> Pupil:
     """An exit in training, with the rows of its layer from the lessons."""
 
     def said(lesson: dict[str, Tensor]) -> Tensor:
@@ -94,3 +94,49 @@ def of_text(models: Models, text: Path | None, recipe: LessonRecipe) -> Lessons:
         for part, count in zip(parts, (WINDOWS * recipe.steps, HELD), strict=True)
     )
     return Lessons(rest, held)
+
+
+def train_borrowed(target: Path, base: Path, out: Path, work: Path, recipe: LessonRecipe) -> tuple[float, float]:
+    """Cut layers out of the model at `base`, train them on what `target` writes, and write `out` (Yan et al. 2024).
+
+    Returns acceptance at T = 1 and agreement on held-out lessons. Lessons and runs are kept in `work`, where a killed run
+    continues and other drafts of that target find the lessons. Raises ValueError for models of different vocabularies, of too
+    few layers, without chat template, or computed by transformers only; FileExistsError where `out` has files.
+    """
+    with fresh_folder(out, [target, base]) as part:
+        check_tokenizers(target, base)
+        shape = opened(base).config
+        if recipe.layers >= shape.layers:
+            raise ValueError(f"a draft must have fewer layers than its base, which has {shape.layers}, got {recipe.layers}")
+        models = load(target, None, "bfloat16", "cpu", "dense")
+        check_pair(replace(shape, layers=recipe.layers), check_ours(models.target).config)
+        recipe = replace(recipe, length=min(recipe.length, shape.context, models.target.config.context))
+        lessons = taught(models, target, work, recipe)
+        lends = models.target if base == target else check_ours(load(base, None, "bfloat16", "cpu", "dense").target)
+        del models.target
+        kept = choose(importance(lends, lessons.rest[0]()["ids"].long()), shape, replace(shape, layers=recipe.layers)).layers
+        layers, folder = copied(lends, kept), work / f"{base.stem}-{recipe.layers}"
+        accept, agree = learned(draft_pupil(lends, layers), lessons, folder, recipe)
+        save_borrowed(layers, base, part)
+        about = {**asdict(recipe), "texts_a_step": TEXTS, "kept": kept, "accept": accept, "agree": agree}
+        write_json(about, part / "record.json")
+        carry(folder, part, ("curve.jsonl",))
+        write_digests(part)
+    return accept, agree
+
+
+def copied(base: Transformer, kept: list[int]) -> nn.ModuleList:
+    """Float32 copies of some of a model's layers, from the bottom."""
+    return copy.deepcopy(nn.ModuleList(base.blocks[number] for number in kept)).float().requires_grad_()
+
+
+def draft_pupil(base: Transformer, layers: nn.ModuleList) -> Pupil:
+    """A borrowing draft in training: embedding, norm and head stay as they are."""
+
+    def said(lesson: dict[str, Tensor]) -> Tensor:
+        x = base.place(base.embed(lesson["ids"].long()), 0).to(torch.float32)
+        for layer in layers:
+            x = layer(x, base.rope)
+        return base.norm(x)
+
+    return Pupil(layers, base.head_weight.detach(), said)
