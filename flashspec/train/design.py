@@ -30,6 +30,8 @@ from flashspec.provenance import model_digests
 from flashspec.train.texts import Texts, kept, overlap, windows, written
 from flashspec.train.trainer import Run, Schedule, chances, chunked, claim, computing, cross_entropy, divergence
 
+CALIBRATION, HELD_OUT = 16, 0.1  # windows that the importance is measured on; the share of a text that is held out
+
 
 class Importance(NamedTuple):
     """What matters on a text: angles of the layers [L] in half turns, mean norms of what heads add [L, H], channels [L, F]."""
@@ -119,9 +121,6 @@ def _cuts(config: ModelConfig, choice: Choice, number: int) -> tuple[dict[str, T
     up = torch.cat([channels, config.ffn + channels]) if config.gated else channels
     rows = {"attention.qkv": torch.cat([heads, query + groups, query + key + groups]), "mlp.up": up}
     return rows, {"attention.out": heads, "mlp.down": channels}
-
-
-CALIBRATION, HELD_OUT = 16, 0.1
 
 
 class Place(NamedTuple):

@@ -160,7 +160,7 @@ def in_files(files: list[Path]) -> Lessons:
 
 def taught(models: Models, source: Path, work: Path, recipe: LessonRecipe) -> Lessons:
     """Lessons by the target at `source`, in a folder of `work` for this target, these exits and this seed."""
-    facts = {"model": target_digest(source), "exits": recipe.exits, "length": recipe.length, "seed": recipe.seed}
+    facts = {"model": target_digest(source), "exits": list(recipe.exits), "length": recipe.length, "seed": recipe.seed}
     claim(work / "recipe.json", facts)
     return in_files(written(models.target, turns_of(source, models.tokenizer), work / "lessons", recipe))
 

@@ -39,6 +39,10 @@ REFERENCE = ModelConfig(
     context=1024, rope_theta=10000.0, tied=True, bos=0, eos=(0,),
 )  # fmt: skip
 WINDOW = 512
+WIDTH = 256  # of the narrow draft
+OWN_LENGTH = 256  # tokens of a text that the target writes for the drafts
+CALIBRATION_FILES, CALIBRATION_BLOCKS = 48, 8
+LICENCE = "Weights: Apache-2.0. Training text: the Python standard library, PSF License Agreement."
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,10 @@ class Recipe:
     length: int = 256
     seed: int = 0
 
-    def depth(self, step: int) -> int:
-        """Layers in use at a step."""
-        return [layers for first, layers in self.growth if first <= step][-1]
+
+PHASES = tomllib.loads((SHIPPED / "reference.toml").read_text(encoding="utf-8"))
+TARGET: tuple[Recipe, ...] = msgspec.convert(PHASES.pop("target"), tuple[Recipe, ...])
+DRAFTS: dict[str, tuple[Design, ...]] = msgspec.convert(PHASES, dict[str, tuple[Design, ...]])
 
 
 def initialise(model: Transformer, seed: int) -> None:
@@ -95,7 +100,7 @@ def rows_with_dropout(model: Transformer, recipe: Recipe, ids: Tensor, step: int
 
     A layer's chance to be dropped grows with depth from 0 to `layer_dropout` (LayerSkip, section 3.1).
     """
-    depth, exit_layer = recipe.depth(step), recipe.exits[step % len(recipe.exits)]
+    exit_layer, depth = recipe.exits[step % len(recipe.exits)], [layers for first, layers in recipe.growth if first <= step][-1]
     dice = np.random.default_rng((recipe.seed, step, 2)).random(depth)
     kept = dice >= recipe.layer_dropout * (2.0 ** (np.arange(depth) / max(1, depth - 1)) - 1)
     x = early = model.embed(ids)
@@ -114,27 +119,6 @@ def exit_scores(model: Transformer, held_out: np.ndarray, depths: tuple[int, ...
     return overlap(held_out, windows, WINDOW, scored)
 
 
-def train_target(data: Path, folder: Path, recipe: Recipe, branch: Path | None = None) -> Transformer:
-    """Train the target in `folder` on the corpus in `data`, or continue; a new run starts from `branch`."""
-    model = Transformer(REFERENCE)
-    initialise(model, recipe.seed)
-    run = Run(model, recipe.schedule, folder)
-    held = np.load(data / "held_out.npy")
-    texts = Texts(recipe.seed, np.load(data / "train.npy"))
-    depths = (*recipe.exits, model.config.layers)
-    run.train(partial(learn_reference, model, recipe, texts), lambda: exit_scores(model, held, depths), branch)
-    return model
-
-
-WIDTH = 256  # of the narrow draft
-OWN_LENGTH = 256  # tokens of a text that the target writes for the drafts
-PHASES = tomllib.loads((SHIPPED / "reference.toml").read_text(encoding="utf-8"))
-TARGET: tuple[Recipe, ...] = msgspec.convert(PHASES.pop("target"), tuple[Recipe, ...])
-DRAFTS: dict[str, tuple[Design, ...]] = msgspec.convert(PHASES, dict[str, tuple[Design, ...]])
-CALIBRATION_FILES, CALIBRATION_BLOCKS = 48, 8
-LICENCE = "Weights: Apache-2.0. Training text: the Python standard library, PSF License Agreement."
-
-
 def finished(model: Transformer, folder: Path, work: Path, dtype: str) -> None:
     """Write a model's folder, with the corpus's tokenizer."""
     with fresh_folder(folder) as part:
@@ -143,14 +127,18 @@ def finished(model: Transformer, folder: Path, work: Path, dtype: str) -> None:
 
 
 def build_target(work: Path) -> Path:
-    """Train the target through its phases and write it as a dense float32 folder."""
-    folder, branch = work / "dense", None
-    if not (folder / "config.json").exists():
-        for number, recipe in enumerate(TARGET):
-            run = work / f"target-{number}"
-            model = train_target(work / "data", run, recipe, branch)
-            branch = run / "checkpoint.pt"
-        finished(model, folder, work, "float32")
+    """Train the target through its phases, each from the end of the one before, and write it as a dense float32 folder."""
+    folder, branch, model = work / "dense", None, Transformer(REFERENCE)
+    if (folder / "config.json").exists():
+        return folder
+    stream, held = (np.load(work / "data" / name) for name in ("train.npy", "held_out.npy"))
+    for number, recipe in enumerate(TARGET):
+        initialise(model, recipe.seed)
+        run = Run(model, recipe.schedule, work / f"target-{number}")
+        learn = partial(learn_reference, model, recipe, Texts(recipe.seed, stream))
+        run.train(learn, partial(exit_scores, model, held, (*recipe.exits, model.config.layers)), branch)
+        branch = run.checkpoint
+    finished(model, folder, work, "float32")
     return folder
 
 

@@ -41,11 +41,6 @@ class Schedule:
     save_every: int = 50
     handover: int | None = None
 
-    @property
-    def last(self) -> int:
-        """Steps this run makes."""
-        return self.steps if self.handover is None else self.handover
-
     def rate(self, step: int) -> float:
         """Learning rate at a step, as a share of the full rate."""
         rising = min(1.0, (step + 1) / max(1, self.warmup))
@@ -103,7 +98,7 @@ class Run:
         a checkpoint starts from that of the run `branch`.
         """
         self._resume(self.checkpoint if self.checkpoint.exists() else branch)
-        last = self.schedule.last
+        last = self.schedule.handover or self.schedule.steps
         bar = tqdm(range(self.step, last), initial=self.step, total=last, desc=self.folder.name)
         for step in bar:
             bar.set_postfix(loss=f"{self._advance(learn, step):.3f}")
@@ -129,8 +124,7 @@ class Run:
 
 
 def claim(card: Path, facts: dict[str, Any]) -> None:
-    """Record in a folder, on this card, what is made there; ValueError where the card names something else."""
-    facts = json.loads(json.dumps(facts))
+    """Record in a folder, on this card, what is made there, as JSON; ValueError where the card names something else."""
     if card.is_file() and read_as(card, dict) != facts:
         raise ValueError(f"{card.parent} holds the work on another model, design or recipe; give another --work, or remove it")
     refuse_taken(card.parent, card.name)
