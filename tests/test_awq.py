@@ -126,7 +126,7 @@ def test_what_cannot_be_read_or_quantised_is_refused_in_one_sentence(tmp_path, m
     folder, out, text = quantisable(tmp_path), tmp_path / "out", ["a b " * 600]
     monkeypatch.setitem(sys.modules, "awq", None)
     refused(r"pip install 'flashspec\[quantize\]'", quantize_awq, folder, out, text, error=ModuleNotFoundError)
-    refused("at least 512 tokens of text, got 3", quantize_awq, folder, out, ["a b a"])
+    refused("the text has 3 tokens; give at least 512", quantize_awq, folder, out, ["a b a"])
     refused("quantised already", quantize_awq, packed, out, text)
     without("tokenizer.json")(folder)
     refused("tokenizer.json is missing", quantize_awq, folder, out, text, error=FileNotFoundError)

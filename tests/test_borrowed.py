@@ -14,7 +14,7 @@ from flashspec.cli.main import status
 from flashspec.models.checkpoint import save_borrowed
 from flashspec.models.packed import PackedLinear
 from flashspec.models.transformer import Transformer
-from flashspec.train.borrowed import copied, pupil
+from flashspec.train.taught import copied, draft_pupil
 
 IDS = torch.arange(20) * 7 % 61
 
@@ -73,10 +73,10 @@ def test_what_is_read_is_what_was_taught(source, tmp_path):
     (tmp_path / "d").mkdir()
     save_borrowed(layers, source, tmp_path / "d")
     draft = Transformer.load(tmp_path / "d", "float32", weights="dense")
-    said = F.linear(pupil(base, layers).said({"ids": IDS[None]}), base.head_weight)
+    said = F.linear(draft_pupil(base, layers).said({"ids": IDS[None]}), base.head_weight)
     assert torch.allclose(draft(IDS[None]), said, atol=1e-4)
     other = copied(base, [0, 1])
-    assert not torch.allclose(F.linear(pupil(base, other).said({"ids": IDS[None]}), base.head_weight), said, atol=1e-2)
+    assert not torch.allclose(F.linear(draft_pupil(base, other).said({"ids": IDS[None]}), base.head_weight), said, atol=1e-2)
 
 
 @BOTH

@@ -23,12 +23,10 @@ from flashspec.models.exits import EXITS_FILE, ExitAdapter, rows_at
 from flashspec.models.family import Design
 from flashspec.models.folder import verify_digests
 from flashspec.models.synthetic import synthetic
-from flashspec.train.conversations import Lessons
-from flashspec.train.design import design_draft, learn_text
-from flashspec.train.exits import ExitRecipe, heard, pupil, untrained
-from flashspec.train.lessons import learned
-from flashspec.train.prune import Importance, choose, importance, prune
-from flashspec.train.target import REFERENCE, initialise
+from flashspec.train.design import Importance, choose, design_draft, importance, learn_text, prune
+from flashspec.train.lessons import LessonRecipe, Lessons, heard, learned
+from flashspec.train.reference import REFERENCE, initialise
+from flashspec.train.taught import exit_pupil, untrained
 from flashspec.train.texts import Texts, continued, windows
 from flashspec.train.trainer import Run, Schedule
 
@@ -185,10 +183,12 @@ def trained(tmp_path_factory):
     ids = torch.randint(0, 61, (168, 64), generator=torch.Generator().manual_seed(1))
     first, *rest = (partial(heard, model, some, (2, 4)) for some in ids.split([8, *[2] * 80]))
     lessons = Lessons(rest, [first])
-    recipe = ExitRecipe((2, 4), rank=32, steps=80, rate=1e-2)
+    recipe = LessonRecipe((2, 4), rank=32, steps=80, rate=1e-2)
     adapters, place = untrained(model, recipe), tmp_path_factory.mktemp("exits")
-    bare = {n: learned(pupil(model, own, n), lessons, place / "bare", replace(recipe, steps=0)) for n, own in adapters.items()}
-    found = {n: learned(pupil(model, own, n), lessons, place / str(n), recipe) for n, own in adapters.items()}
+    bare = {
+        n: learned(exit_pupil(model, own, n), lessons, place / "bare", replace(recipe, steps=0)) for n, own in adapters.items()
+    }
+    found = {n: learned(exit_pupil(model, own, n), lessons, place / str(n), recipe) for n, own in adapters.items()}
     return model, {n: own.eval().requires_grad_(False) for n, own in adapters.items()}, bare, found
 
 

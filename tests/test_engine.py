@@ -109,7 +109,7 @@ def test_rows_survive_a_change_of_threads():
     finally:
         torch.set_num_threads(one)
     assert torch.equal(rows(engine, 2), whole)
-    engine.slots[1].keys[:, 3].add_(0.01)  # the control: a stale cache is seen
+    engine.slots[1].keys[:, :, 3].add_(0.01)  # the control: a stale cache is seen
     assert not torch.equal(engine.run(embedded(engine, IDS[30:]), 30), whole[30:])
 
 

@@ -19,9 +19,9 @@ from flashspec.models.exits import ExitLayer, exits_file, load_exits, rows_at, s
 from flashspec.models.packed import rounded
 from flashspec.models.reader import SpanReader, engine_for
 from flashspec.train import lessons
-from flashspec.train.conversations import TOP, LessonRecipe, Turns, conversations, in_files, read_lesson, written
-from flashspec.train.exits import pupil
-from flashspec.train.lessons import learned, sampled_divergence
+from flashspec.train.lessons import TOP, LessonRecipe, Turns, conversations, in_files, learned, sampled_divergence, written
+from flashspec.train.taught import exit_pupil
+from flashspec.train.texts import read
 
 WIDE = {"vocab_size": 64, "hidden": 32, "head_dim": 8, "ffn": 48}  # the compiled path; the odd one is toys' default
 IDS = torch.arange(20) * 7 % 61
@@ -123,13 +123,13 @@ def taught(tmp_path):
 def test_training_resumes_to_the_same_layer(taught, tmp_path, monkeypatch):
     model, recipe, files = taught
     whole, parts = ExitLayer.like_the_last(model), ExitLayer.like_the_last(model)
-    learned(pupil(model, whole, 2), in_files(files), tmp_path / "whole", recipe)
+    learned(exit_pupil(model, whole, 2), in_files(files), tmp_path / "whole", recipe)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(lessons, "SAVED", 2)
         shelf.interrupting(patch, lessons, "sampled_divergence", after=4)
-        learned(pupil(model, parts, 2), in_files(files), tmp_path / "cut", recipe)
+        learned(exit_pupil(model, parts, 2), in_files(files), tmp_path / "cut", recipe)
     again = ExitLayer.like_the_last(model)
-    learned(pupil(model, again, 2), in_files(files), tmp_path / "cut", recipe)
+    learned(exit_pupil(model, again, 2), in_files(files), tmp_path / "cut", recipe)
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name]), name
     assert not torch.equal(whole.norm.weight, ExitLayer.like_the_last(model).norm.weight)
@@ -141,15 +141,15 @@ def test_lessons_are_made_once_and_damage_is_told(taught, tmp_path):
     written(model, TURNS, tmp_path / "lessons", recipe)
     assert {path: path.stat().st_mtime_ns for path in files} == kept
     same, other = (conversations(model, TURNS, replace(recipe, seed=seed), 0) for seed in (0, 1))
-    assert torch.equal(same["ids"][:8], read_lesson(files[0])["ids"]) and not torch.equal(same["ids"], other["ids"])
+    assert torch.equal(same["ids"][:8], read(files[0])["ids"]) and not torch.equal(same["ids"], other["ids"])
     files[0].write_bytes(files[0].read_bytes()[:-50])
     with pytest.raises(ValueError, match="remove it"):
-        read_lesson(files[0])
+        read(files[0])
 
 
 def test_lessons_are_what_the_model_says_of_whole_texts(taught):
     model, _, files = taught
-    made = read_lesson(files[0])
+    made = read(files[0])
     ids = made["ids"].long()
     *early, last = model.states(ids)
     logs = F.linear(model.norm(last), model.head_weight).float().log_softmax(-1)

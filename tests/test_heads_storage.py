@@ -137,13 +137,13 @@ def test_missing_truncated_and_foreign_files_are_refused(tmp_path):
     refused("not of a FlashHead", FlashHead.load, tmp_path, weight())
 
 
-def test_a_drafts_flash_head_is_calibrated_with_its_default_probes(tmp_path):
+def test_a_drafts_flash_head_is_made_for_its_rows_with_its_default_probes(tmp_path):
     model, stream = tiny.model(2), np.random.default_rng(0).integers(0, tiny.VOCAB, 4000)
     model.save(tmp_path, "float32")
-    reference.add_flash_head(tmp_path, stream, windows=4)
+    reference.add_flash_head(tmp_path, stream, count=4)
     head, plain = FlashHead.load(tmp_path, model.head_weight, model.norm), FlashHead.build(model.head_weight, model.norm)
-    assert head.probes == plain.probes and torch.equal(head.clusters.members, plain.clusters.members)
-    assert 0 < len(head.plan.always) <= 64 and plain.plan.always == ()
+    assert head.probes == plain.probes and not torch.equal(head.clusters.members, plain.clusters.members)
+    assert head.plan.always and plain.plan.always == ()
 
 
 def test_more_probes_never_find_less_and_with_faiss_none_is_left_out():

@@ -108,15 +108,15 @@ def caught_by(theorem, owner=None, name=""):
 @caught_by(same_text, Slot, "write")
 def keeps_rejected_entries(self, start, keys, values, write=Slot.write):
     """The cache does not follow a rewind (mlx-swift-lm 173): an entry once written is not overwritten."""
-    old_keys, old_values = (t[None, :, start : start + keys.shape[2]] for t in (self.keys, self.values))
+    old_keys, old_values = (t[:, :, start : start + keys.shape[2]] for t in (self.keys, self.values))
     filled = (old_keys != 0).any(1).any(-1)[:, None, :, None]
     return write(self, start, old_keys.where(filled, keys).clone(), old_values.where(filled, values).clone())
 
 
 class Stale(Slot):
     def write(self, start, keys, values):
-        written = (self.keys[:, start : start + keys.shape[2]] != 0).any(-1)[None, :, :, None]
-        old = (t[None, :, start : start + keys.shape[2]].clone() for t in (self.keys, self.values))
+        written = (self.keys[:, :, start : start + keys.shape[2]] != 0).any(-1)[..., None]
+        old = (t[:, :, start : start + keys.shape[2]].clone() for t in (self.keys, self.values))
         return super().write(start, *(o.where(written, new) for o, new in zip(old, (keys, values), strict=True)))
 
 

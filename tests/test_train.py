@@ -1,5 +1,6 @@
 """Training: the same run whether or not it was interrupted, gradients equal to their naive twins, a split that holds."""
 
+import copy
 import json
 from dataclasses import replace
 from functools import partial
@@ -13,10 +14,9 @@ from torch.nn import functional as F
 from flashspec import Transformer
 from flashspec.models.config import ModelConfig
 from flashspec.models.family import Design
-from flashspec.train.design import Material, acceptance, learn_target
-from flashspec.train.reference import slice_of
-from flashspec.train.target import Recipe, exit_scores, initialise, learn_reference
-from flashspec.train.texts import Texts
+from flashspec.train.design import acceptance, learn_target
+from flashspec.train.reference import Recipe, exit_scores, initialise, learn_reference
+from flashspec.train.texts import Texts, kept
 from flashspec.train.trainer import Run, Schedule, disagreement, divergence
 
 SHAPE = ModelConfig("qwen3", 96, 16, 24, 4, 2, 1, 8, context=600)
@@ -34,8 +34,7 @@ def seeded(seed=0):
 def trained(folder, recipe=RECIPE, branch=None):
     model = seeded(recipe.seed)
     run = Run(model, recipe.schedule, folder)
-    run.resume(branch)
-    run.train(partial(learn_reference, model, recipe, Texts(recipe.seed, STREAM)), lambda: {"loss": 0.0})
+    run.train(partial(learn_reference, model, recipe, Texts(recipe.seed, STREAM)), lambda: {"loss": 0.0}, branch)
     return model
 
 
@@ -98,16 +97,15 @@ def test_a_checkpoint_that_is_none_is_refused_and_kept(tmp_path, garbage):
 
 
 def test_chunked_distillation_has_the_gradient_of_the_plain_loss(tmp_path, monkeypatch):
-    monkeypatch.setattr("flashspec.train.design.CHUNK", 10)
+    monkeypatch.setattr("flashspec.train.trainer.CHUNK", 10)
     target, recipe = seeded(), Design(1, steps=2, sequences=2, length=16, prompt=1)
-    material = Material(Texts(1, STREAM), STREAM, tmp_path)
-    draft = slice_of(target, 1)
-    value = learn_target(draft, target, material, recipe, 0)
+    texts, draft = Texts(1, STREAM, rows=tmp_path), copy.deepcopy(target.with_layers(target.layers[:1]))
+    value = learn_target(draft, target, texts, recipe, 0)
     found = {n: p.grad.clone() for n, p in draft.named_parameters()}
     draft.zero_grad()
-    ids = material.texts.draw(0, 2, 16)[:, :-1]
+    ids = texts.draw(0, 2, 16)[:, :-1]
     logits = F.linear(draft.norm(draft.rows(ids).flatten(0, 1)), draft.head_weight)
-    theirs = F.linear(target.norm(torch.from_numpy(np.load(tmp_path / "1-0.npy")).float()), target.head_weight).detach()
+    theirs = F.linear(target.norm(kept(tmp_path / "1-0.safetensors", None).float()), target.head_weight).detach()
     plain = divergence(theirs.softmax(-1), logits, recipe.variation) / len(logits)
     plain.backward()
     assert value == pytest.approx(plain.item(), rel=1e-5)
@@ -120,6 +118,6 @@ def test_the_whole_model_accepts_itself_and_a_random_draft_is_not_accepted():
     with torch.no_grad():
         for p in other.parameters():
             p.copy_(normal(*p.shape, seed=3) if p.ndim > 1 else p)
-    assert acceptance(target, slice_of(target, 4), held, 512, 1)["accept"] == pytest.approx(1.0, abs=1e-5)
+    assert acceptance(target, target, held, 512, 1)["accept"] == pytest.approx(1.0, abs=1e-5)
     assert exit_scores(target, held, (2, 4), windows=1)["accept_4"] == pytest.approx(1.0, abs=1e-5)
     assert acceptance(target, other, held, 512, 1)["accept"] < 0.7

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -25,8 +26,9 @@ from flashspec.models.checkpoint import speaker
 from flashspec.models.export import BITS, text_facts, write_gguf, write_speech
 from flashspec.models.folder import GGUF, PAIRS, Published, first_line, homes, published, verify
 from flashspec.models.transformer import Transformer
-from flashspec.models.writing import check_free, copy_checkpoint, fresh_folder, new_file, replaced, sign, write_digests
+from flashspec.models.writing import extended, fresh_folder, new_file, replaced, write_digests
 from flashspec.sampling import Sampling
+from flashspec.study.advice import columns
 
 PIP = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest"]
 DTYPES = {"hf": "bfloat16", "gguf": "float32"}
@@ -124,31 +126,21 @@ def build(model: str, prompts: Path | None, new_tokens: int, temperature: float,
     models = load(folder_of(model, "draft"), None)
     origin = models.origin("target", "flash")
     source, weight, norm = models.folders["target"], origin.weight, origin.norm
-    place, instructed = free_place(origin, source, out), chat_of(source)[0]
-    asked = load_prompts(prompts or ("instructions" if instructed else None), None, models)
-    found = domains(models, asked, asked[-1].kind, new_tokens, Sampling(temperature, seed=0))
-    head = FlashHead.build(weight, norm, queries=torch.cat([domain.seen for domain in found.values()]))
-    told = {str(share): agreements(head.within(share), DenseHead(norm, weight), found) for share in SHARES}
-    kept_head, facts = head.within(SHARES[1]), {"agreement": told}
-    if out is None:
+    if out and source.is_file():
+        raise ValueError(f"--out copies a checkpoint folder, and {source.name} is one file; leave --out away")
+    with extended(source, out, FILE) if out else nullcontext(cached(origin, source)) as place:
+        asked = load_prompts(prompts or ("instructions" if chat_of(source)[0] else None), None, models)
+        found = domains(models, asked, asked[-1].kind, new_tokens, Sampling(temperature, seed=0))
+        head = FlashHead.build(weight, norm, queries=torch.cat([domain.seen for domain in found.values()]))
+        told = {str(share): agreements(head.within(share), DenseHead(norm, weight), found) for share in SHARES}
         place.parent.mkdir(parents=True, exist_ok=True)
-        kept_head.save(place, facts)
-    else:
-        with fresh_folder(out, [source]) as part:
-            copy_checkpoint(source, part)
-            kept_head.save(part / FILE, facts)
-            sign(part, FILE)
+        head.within(SHARES[1]).save(place, {"agreement": told})
     click.echo(report(head, told, found))
-    click.echo(f"done: {place}; decode with --method flash" + (f" --draft {out}" if out else ""))
+    click.echo(f"done: {out or place}; decode with --method flash" + (f" --draft {out}" if out else ""))
 
 
-def free_place(origin: Origin, folder: Path, out: Path | None) -> Path:
-    """Where a model's head is written: its file in the cache, or the folder `out`."""
-    if out is not None:
-        if folder.is_file():
-            raise ValueError(f"--out copies a checkpoint folder, and {folder.name} is one file; leave --out away")
-        check_free(out, [folder])
-        return out
+def cached(origin: Origin, folder: Path) -> Path:
+    """The cache's file for a model's head; ValueError where the model's folder holds one, which is found first."""
     if origin.stored("flash") or is_public(folder):
         raise ValueError(f"{folder.name} holds a FlashHead, which is found first; give --out for a copy with another")
     if (place := kept(origin.weight, origin.norm)) is None:
@@ -158,10 +150,8 @@ def free_place(origin: Origin, folder: Path, out: Path | None) -> Path:
 
 def report(head: FlashHead, told: dict[str, dict[str, float]], found: dict[str, Domain]) -> str:
     """Agreement with the dense head on held-out rows, one line per number of probes."""
-    names = [kind + ("" if len(domain.seen) else " (unseen)") for kind, domain in found.items()]
-    lines = ["probes  rows read  " + "  ".join(names)]
+    rows = [["probes", "rows read", *(kind + ("" if len(domain.seen) else " (unseen)") for kind, domain in found.items())]]
     for share, agreed in told.items():
         own = head.within(float(share))
-        rates = (f"{rate:.3f}".ljust(len(name)) for name, rate in zip(names, agreed.values(), strict=True))
-        lines.append(f"{own.probes:6}  {own.rows_scored / own.vocab_size:9.1%}  " + "  ".join(rates))
-    return "\n".join(lines)
+        rows.append([str(own.probes), f"{own.rows_scored / own.vocab_size:.1%}", *(f"{rate:.3f}" for rate in agreed.values())])
+    return "\n".join(columns(rows))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import click
 
@@ -36,6 +37,7 @@ from flashspec.study.parameters import parse_value
 HEADS = {"head": ("dense", "int8", "flash"), "probes": (32, 64, 128, 256), "shortlist": (512, 2048)}
 GIVEN = {"acceptance": "given, the same for every head"}
 ENDING = 3.0  # seconds kept for the program's start and for the intervals
+say = partial(click.echo, err=True)
 Options = Mapping[str, Any]
 Found = tuple[Question, PairCosts, Any, dict[str, str]]
 
@@ -75,24 +77,20 @@ def measured(options: Options, question: Question) -> Found:
     prompts = load_prompts(options["prompts"], question.per_kind, models)[: 1 if known else None]
     if not known and len(prompts) < FEWEST:
         raise ValueError(f"an interval needs at least {FEWEST} texts, got {len(prompts)}: give more --prompts, or --acceptance")
-    costs, told = PairCosts((), question.timed), GIVEN
-    found: Any = known
+    costs, found = PairCosts((), question.timed), cast(Any, known)
     for costs, texts in observe(models, question, prompts, until, say):
         if not known:
-            length = len(texts[name_of(question.writers[0])][0])
-            each = f"{length} tokens for each of {len(prompts)} prompts"
-            found, told = replayed_on(texts), {"acceptance": f"replayed on the target's own texts, {each}"}
+            length, found = len(texts[name_of(question.writers[0])][0]), replayed_on(texts)
         say(estimate(ranked(costs, found, question.methods)[0], len(costs.turns)))
     say(machine(load_before, usable_cores(), costs.spread))
-    if found is None or len(costs.turns) < FEWEST:
+    if len(costs.turns) < FEWEST:
         needed = f"{len(costs.turns)} of the {FEWEST} turns that an interval needs"
         raise ValueError(f"no advice: only {needed} fit into {question.seconds:g} s; give more --seconds")
-    return question, costs, found, {"costs": f"measured on this machine in {len(costs.turns)} turns", **told}
-
-
-def say(line: str) -> None:
-    """Progress, on standard error."""
-    click.echo(line, err=True)
+    told = {"costs": f"measured on this machine in {len(costs.turns)} turns", **GIVEN}
+    if not known:
+        each = f"{length} tokens for each of {len(prompts)} prompts"
+        told["acceptance"] = f"replayed on the target's own texts, {each}"
+    return question, costs, found, told
 
 
 def draft_of(options: Options) -> str:

@@ -104,8 +104,7 @@ def differing(method: Method) -> str:
 @click.argument("name", metavar="NOTEBOOK_OR_EXPERIMENT")
 @click.option("-p", "values", multiple=True, metavar="NAME=VALUES", help="Values by commas, or a range, 1..12.")
 @click.option("--grid", type=FILE, help="A YAML file with product, zip, sample and seed.")
-@click.option("--sample", type=COUNT, metavar="N", help="Only so many points, drawn from the grid.")
-@click.option("--seed", type=int, help="Of that draw; default 0.")
+@with_flags(Grid, skip=("product", "zip"))
 @click.option("--out", type=At(), help="Folder of the results; default sweeps/NAME.")
 @option("--engine", type=click.Choice(["local", "dask"]), default="local", help="Processes here, or the workers of a scheduler.")
 @option("--workers", type=COUNT, default=1, help="Processes here; timed experiments run one at a time.")
@@ -148,10 +147,9 @@ def sweep_command(name: str, values: tuple[str, ...], **options: Any) -> int:
 def gridded(values: tuple[str, ...], options: dict[str, Any]) -> Grid:
     """The grid of a command line: that of its file, with its own values, sample and seed."""
     grid = read_grid(options["grid"]) if options["grid"] else Grid()
-    if len(given := dict(map(spoken, values))) < len(values):
+    if len(own := dict(map(spoken, values))) < len(values):
         raise Refused("a parameter is given twice; give all its values in one -p, by commas")
-    named = {name: options[name] for name in ("sample", "seed") if options[name] is not None}
-    return replace(grid, product={**grid.product, **given}, **named)
+    return replace(grid, product={**grid.product, **own}, **given(Grid, options))
 
 
 def run(sweep: Sweep, todo: list[Point], options: dict[str, Any], workers: int) -> dict[str, str]:

@@ -15,14 +15,13 @@ from flashspec.decoding.models import SHIPPED, Models, folder_of, load
 from flashspec.heads.candidates import ShortlistHead, ranked_by_frequency
 from flashspec.heads.registry import RANKED, file_of
 from flashspec.models.family import FAMILY, Design
-from flashspec.models.writing import check_free, copy_checkpoint, fresh_folder, made, sign
+from flashspec.models.writing import check_free, extended, made
 from flashspec.train import corpus
-from flashspec.train.borrowed import BorrowedRecipe, train_borrowed
 from flashspec.train.design import Place, make_draft
-from flashspec.train.exits import STEPS, ExitRecipe, train_exits
+from flashspec.train.lessons import LessonRecipe
 from flashspec.train.quantize import quantize_awq
-from flashspec.train.reference import make
-from flashspec.train.target import REFERENCE
+from flashspec.train.reference import REFERENCE, make
+from flashspec.train.taught import STEPS, train_borrowed, train_exits
 
 
 @click.group("train", invoke_without_command=True)
@@ -50,7 +49,7 @@ def train(ctx: click.Context, folder: Path) -> None:
 @option("--kind", type=click.Choice(("rank", "layer")), default="rank", help="A low-rank step, or a layer with its own cache.")
 @option("--rank", type=COUNT, default=STEPS.rank, help="Width of a low-rank step.")
 @option("--steps", type=COUNT, help="Training steps; default 150 for a low-rank step, 1500 for a layer.")
-@option("--lessons", type=COUNT, default=ExitRecipe.texts, help="Conversations that train a layer.")
+@option("--lessons", type=COUNT, default=LessonRecipe.texts, help="Conversations that train a layer.")
 @option("--work", type=At(), help="Folder of the run, where a killed one continues; default OUT.work.")
 @option("--text", type=At(), help="A text to train on instead of Python's library.")
 def exits(target: Path, out: Path, kind: str, exits: tuple[int, ...] | None, text: Path | None, **more: Any) -> None:
@@ -59,7 +58,7 @@ def exits(target: Path, out: Path, kind: str, exits: tuple[int, ...] | None, tex
     A low-rank step trains in minutes on any text, a layer in hours on conversations that the model writes itself.
     """
     source, steps = folder_of(target, "target"), more["steps"]
-    recipe = replace(STEPS, rank=more["rank"]) if kind == "rank" else ExitRecipe(texts=more["lessons"])
+    recipe = replace(STEPS, rank=more["rank"]) if kind == "rank" else LessonRecipe(texts=more["lessons"])
     recipe = replace(recipe, exits=exits or (), steps=steps or recipe.steps)
     work = more["work"] or out.with_name(out.name + ".work")
     for layer, (accept, agree) in train_exits(source, out, work, recipe, text).items():
@@ -82,14 +81,10 @@ def quantize(source: Path, out: Path, texts: tuple[Path, ...], group_size: int, 
     click.echo(f"done: {out}")
 
 
-def dense(target: str | Path) -> Models:
-    """A target with float32 matrices, as training and pruning need them."""
-    return load(target, None, "float32", "cpu", "dense")
-
-
-def stream_of(models: Models, texts: tuple[Path, ...]) -> np.ndarray:
-    """The given texts, or the standard library's, as one stream of the target's token ids."""
-    return corpus.encoded(models.tokenizer, corpus.sources(texts))
+def learning(target: str | Path, texts: tuple[Path, ...]) -> tuple[Models, np.ndarray]:
+    """A target with float32 matrices, and the texts, or the standard library's, as one stream of its token ids."""
+    models = load(target, None, "float32", "cpu", "dense")
+    return models, corpus.encoded(models.tokenizer, corpus.sources(texts))
 
 
 @click.group("draft")
@@ -107,8 +102,7 @@ def draft() -> None:
 def design(out: Path, work: Path | None, k: int, **options: Any) -> None:
     """Prune a target, distil the draft, write a Hugging Face folder with speculative.json; resumable."""
     recipe, place = Design(**given(Design, options)), Place(work or out.with_name(out.name + ".work"), out)
-    models = dense(options["target"])
-    make_draft(models, stream_of(models, options["texts"]), place, recipe, k)
+    make_draft(*learning(options["target"], options["texts"]), place, recipe, k)
     click.echo(f'done: {out}; serve it with vllm serve TARGET --speculative-config "$(cat {out / "speculative.json"})"')
 
 
@@ -116,10 +110,10 @@ def design(out: Path, work: Path | None, k: int, **options: Any) -> None:
 @option("--base", help="The model to cut layers from, which lends embedding, norm and head; default the target.")
 @option("--out", type=At(), required=True, help="A new folder for the draft.")
 @option("--work", type=At(), help="Folder of lessons and runs, shared by drafts of one target; default OUT.work.")
-@option("--layers", type=COUNT, default=BorrowedRecipe.layers, help="Layers of the draft.")
-@option("--lessons", "texts", type=COUNT, default=BorrowedRecipe.texts, help="Conversations that the target writes.")
-@option("--steps", type=COUNT, default=BorrowedRecipe.steps, help="Training steps of eight conversations.")
-@option("--rate", type=click.FloatRange(min=0, min_open=True), default=BorrowedRecipe.rate, help="Highest learning rate.")
+@option("--layers", type=COUNT, default=LessonRecipe.layers, help="Layers of the draft.")
+@option("--lessons", "texts", type=COUNT, default=LessonRecipe.texts, help="Conversations that the target writes.")
+@option("--steps", type=COUNT, default=LessonRecipe.steps, help="Training steps of eight conversations.")
+@option("--rate", type=click.FloatRange(min=0, min_open=True), default=LessonRecipe.rate, help="Highest learning rate.")
 @TARGET
 def teach(target: str, base: str | None, out: Path, work: Path | None, **options: Any) -> None:
     """Teach a few layers of a model to imitate a chat model. An interrupted run continues.
@@ -129,7 +123,7 @@ def teach(target: str, base: str | None, out: Path, work: Path | None, **options
     """
     source = folder_of(target, "target")
     lends, place = (folder_of(base, "draft") if base else source), work or out.with_name(out.name + ".work")
-    accept, agree = train_borrowed(source, lends, out, place, BorrowedRecipe(**options))
+    accept, agree = train_borrowed(source, lends, out, place, LessonRecipe(**options))
     click.echo(f"acceptance {accept:.2f} at T = 1, agrees on {agree:.0%} of held-out tokens; decode with --draft {out}")
 
 
@@ -141,13 +135,11 @@ def teach(target: str, base: str | None, out: Path, work: Path | None, **options
 def rank(draft: str, head: str, out: Path, texts: tuple[Path, ...]) -> None:
     """Rank the vocabulary by a text in a copy of the draft. For vocab_trim, give text that the target wrote."""
     folder = folder_of(draft, "draft")
-    with fresh_folder(out, [folder]) as part:
-        models = dense(folder)
+    with extended(folder, out, file_of(head)) as path:
+        models, stream = learning(folder, texts)
         weight = models.target.head_weight
-        ranked = ranked_by_frequency(torch.from_numpy(stream_of(models, texts).astype(np.int64)), len(weight))
-        copy_checkpoint(folder, part)
-        ShortlistHead.build(weight, ranked).save(part / file_of(head))
-        sign(part, file_of(head))
+        ranked = ranked_by_frequency(torch.from_numpy(stream.astype(np.int64)), len(weight))
+        ShortlistHead.build(weight, ranked).save(path)
     click.echo(f"done: {out}; decode with --draft {out} --head {head}")
 
 
@@ -162,8 +154,7 @@ def family(names: tuple[str, ...], folder: Path, target: str, texts: tuple[Path,
     if unknown:
         raise ValueError(f"the family has no {unknown[0]!r}; it has: {', '.join(FAMILY)}")
     with made(work := folder / "work"):
-        models = dense(target)
-        stream = stream_of(models, texts)
+        models, stream = learning(target, texts)
         for name in names or FAMILY:
             place = Place(work / name, folder / "models" / name, work / "shared")
             click.echo(f"done: {make_draft(models, stream, place, FAMILY[name], 4)}")

@@ -33,20 +33,21 @@ SHAPE, LAYER = structure("Shape"), structure("Layer")
 
 
 class Slot(NamedTuple):
-    """One layer's keys and values, [kv_heads, context, head_dim] each."""
+    """One layer's keys and values, [batch, kv_heads, context, head_dim] each."""
 
     keys: Tensor
     values: Tensor
 
     def write(self, at: At, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Store [1, kv_heads, n, head_dim] from position `at` on; everything so far, for rows that end with it."""
+        """Store [batch, kv_heads, n, head_dim] from position `at` on; everything so far, for rows that end with it."""
         start, stop = int(at), int(at) + keys.shape[2]
-        self.keys[:, start:stop], self.values[:, start:stop] = keys[0], values[0]
-        return self.keys[None, :, :stop], self.values[None, :, :stop], None
+        self.keys[:, :, start:stop], self.values[:, :, start:stop] = keys, values
+        return self.keys[:, :, :stop], self.values[:, :, :stop], None
 
 
-def _slots(model: Transformer, layers: int, context: int, dtype: torch.dtype) -> list[Slot]:
-    shape = (2, model.config.kv_heads, context, model.config.head_dim)
+def slots_of(model: Transformer, layers: int, context: int, dtype: torch.dtype, batch: int = 1) -> list[Slot]:
+    """Empty caches for this many layers of a model."""
+    shape = (2, batch, model.config.kv_heads, context, model.config.head_dim)
     shelf, device = Shelf(), model.embed.weight.device
     return [Slot(*shelf.zeros(shape, dtype, device)) for _ in range(layers)]
 
@@ -57,7 +58,7 @@ class TorchEngine:
     def __init__(self, model: Transformer, start: int, stop: int, context: int) -> None:
         self.model, self.layers = model, model.blocks[start:stop]
         self.row_dtype = model.embed.weight.dtype
-        self.slots = _slots(model, stop - start, context, self.row_dtype)
+        self.slots = slots_of(model, stop - start, context, self.row_dtype)
         self.lowest, self.context, self._kept = start == 0, context, (-1, torch.empty(0))
 
     def keep(self, number: int) -> Tensor:
@@ -88,7 +89,7 @@ class KernelEngine:
     def __init__(self, model: Transformer, start: int, stop: int, context: int) -> None:
         self.model, self.count, self.context = model, stop - start, context
         self._kept: list[Tensor | kernels.Packed | None] = []
-        self.slots, self.lowest = _slots(model, self.count, context, torch.float32), start == 0
+        self.slots, self.lowest = slots_of(model, self.count, context, torch.float32), start == 0
         self._layers = (LAYER * self.count)(*map(self._layer, model.blocks[start:stop], self.slots))
         c, rope = model.config, model.rope
         angles = [self._wide(None if c.opt else angle[:context]) for angle in (rope.cos, rope.sin)]
@@ -187,9 +188,9 @@ class FixedSlot(NamedTuple):
     def write(self, at: At, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Store [1, kv_heads, n, head_dim] at positions [n]; the cache's first keys, and the mask over them."""
         for table, rows in ((self.slot.keys, keys), (self.slot.values, values)):
-            table.index_copy_(1, cast(Tensor, at), rows[0])
+            table.index_copy_(2, cast(Tensor, at), rows)
         stop = self.mask.shape[1]
-        return self.slot.keys[None, :, :stop], self.slot.values[None, :, :stop], self.mask
+        return self.slot.keys[:, :, :stop], self.slot.values[:, :, :stop], self.mask
 
 
 class FixedEngine(TorchEngine):

@@ -31,8 +31,13 @@ def write_speech(source: Path, tokenizer: Any, folder: Path) -> None:
         carry(source, folder, CARRIED)
         return
     template, tokens = chat_of(source)
-    about = {"tokenizer_class": "PreTrainedTokenizerFast", **tokens, "clean_up_tokenization_spaces": False}
-    write_json(about | ({"chat_template": template} if template else {}), folder / "tokenizer_config.json")
+    write_tokenizer(tokenizer, tokens | ({"chat_template": template} if template else {}), folder)
+
+
+def write_tokenizer(tokenizer: Any, facts: dict[str, Any], folder: Path) -> None:
+    """Write a tokenizer, with the settings that make AutoTokenizer give the same ids; `facts` name its special tokens."""
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **facts}
+    write_json(about, folder / "tokenizer_config.json")
     tokenizer.save(str(folder / "tokenizer.json"))
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
@@ -241,11 +242,11 @@ class Transformer(nn.Module):
         """Embeddings x [..., n, hidden] as the first layer takes them: OPT adds learned positions."""
         return x if self.positions is None else x + self.positions.weight[_span(at, x.shape[-2], OFFSET)]
 
-    def states(self, ids: Tensor) -> Iterator[Tensor]:
-        """Hidden rows [batch, n, hidden] after each layer, for ids [batch, n] read from position 0."""
-        x = self.place(self.embed(ids), 0)
-        for layer in self.layers:
-            x = layer(x, self.rope)
+    def states(self, ids: Tensor, at: int = 0, caches: Sequence[Any] = ()) -> Iterator[Tensor]:
+        """Hidden rows [batch, n, hidden] after each layer, for ids [batch, n] at position `at`, behind what the caches hold."""
+        x = self.place(self.embed(ids), at)
+        for layer, cache in zip_longest(self.layers, caches):
+            x = layer(x, self.rope, at, cache)
             yield x
 
     def rows(self, ids: Tensor) -> Tensor:

@@ -130,28 +130,29 @@ def carry(source: Path, folder: Path, names: Iterable[str]) -> None:
             shutil.copyfile(source / name, folder / name)
 
 
-def sign(folder: Path, name: str) -> None:
-    """Update one file's entry in a folder's digests.json, if it has one."""
-    path = folder / "digests.json"
-    if path.is_file():
-        write_json({**json.loads(path.read_bytes()), name: digest(folder / name)}, path)
-
-
 def write_digests(folder: Path) -> None:
     """Write digests.json with the SHA-256 of every other file of the folder; loading the folder checks it."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != "digests.json")
     write_json({path.name: digest(path) for path in files if not path.name.startswith(".")}, folder / "digests.json")
 
 
-def copy_checkpoint(source: Path, folder: Path) -> None:
-    """A checkpoint's files, or its one file, in a folder: weights as hard links, if possible, the rest as copies."""
+@contextmanager
+def extended(source: Path, out: Path, name: str) -> Iterator[Path]:
+    """The place of one more file, of this name, in a copy of a checkpoint that becomes `out` when the block ends.
+
+    Weights are hard links, if possible, the rest copies; the copy's digests.json, if it has one, gets the new file's digest.
+    """
     weights, files = (_weights(source), source.iterdir()) if source.is_dir() else ([source], iter([source]))
-    for path in [path for path in files if path.is_file() and not path.name.startswith(".")]:
-        with suppress(OSError):
-            if path in weights:
-                (folder / path.name).hardlink_to(path.resolve())
-        if not (folder / path.name).exists():
-            shutil.copyfile(path, folder / path.name)
+    with fresh_folder(out, [source]) as part:
+        for path in [path for path in files if path.is_file() and not path.name.startswith(".")]:
+            with suppress(OSError):
+                if path in weights:
+                    (part / path.name).hardlink_to(path.resolve())
+            if not (part / path.name).exists():
+                shutil.copyfile(path, part / path.name)
+        yield part / name
+        if (signed := part / "digests.json").is_file():
+            write_json({**json.loads(signed.read_bytes()), name: digest(part / name)}, signed)
 
 
 @contextmanager

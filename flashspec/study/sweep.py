@@ -40,8 +40,8 @@ class Grid:
 
     product: dict[str, Any] = field(default_factory=dict)
     zip: dict[str, Any] = field(default_factory=dict)
-    sample: int | None = None
-    seed: int = 0
+    sample: int | None = None  # only so many points, drawn from the grid
+    seed: int = 0  # seed of that draw
 
     def __post_init__(self) -> None:
         if self.sample is not None:

@@ -6,7 +6,6 @@ It is a fixed function of the library; the study's prompts were cut from the hel
 from __future__ import annotations
 
 import hashlib
-import shutil
 import sys
 import sysconfig
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from flashspec.models import export
 from flashspec.models.folder import read_as
 from flashspec.models.writing import fresh_folder, write_json
 
@@ -24,12 +24,7 @@ LARGEST_FILE = 300_000
 HELD_OUT_SHARE = 0.04
 FILES = 64  # of the training modules, where a sample is enough
 END = "<|endoftext|>"
-ROLES = {"bos_token": END, "eos_token": END, "pad_token": END}
-
-
-def library_root() -> Path:
-    """The running interpreter's standard library."""
-    return Path(sysconfig.get_paths()["stdlib"])
+LIBRARY = Path(sysconfig.get_paths()["stdlib"])  # of the running interpreter
 
 
 def read(path: Path) -> str:
@@ -40,21 +35,16 @@ def read(path: Path) -> str:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); convert it, or give another text") from None
 
 
-def is_held_out(name: str) -> bool:
-    """Whether a module, by its path below the library, is kept from training."""
-    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
-    return number / 2**32 < HELD_OUT_SHARE
-
-
-def split(root: Path) -> tuple[list[Path], list[Path]]:
-    """Training and held-out modules below root: UTF-8 .py files of at most LARGEST_FILE bytes."""
+def split() -> tuple[list[Path], list[Path]]:
+    """Training and held-out modules of the library: UTF-8 .py files of at most LARGEST_FILE bytes, parted by their names."""
     kept: tuple[list[Path], list[Path]] = [], []
-    for path in sorted(root.rglob("*.py")):
-        name, text = path.relative_to(root).as_posix(), path.read_bytes()
+    for path in sorted(LIBRARY.rglob("*.py")):
+        name, text = path.relative_to(LIBRARY).as_posix(), path.read_bytes()
         if 0 < len(text) <= LARGEST_FILE and not any(folder in name for folder in SKIPPED_FOLDERS):
             with suppress(UnicodeDecodeError):
                 text.decode("utf-8")
-                kept[is_held_out(name)].append(path)
+                number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+                kept[number / 2**32 < HELD_OUT_SHARE].append(path)
     return kept
 
 
@@ -62,25 +52,27 @@ def sources(paths: Iterable[Path] = (), count: int | None = None) -> list[str]:
     """The given texts, or else those of all training modules, or of this many of them, shuffled."""
     if found := [read(path) for path in paths]:
         return found
-    files = split(library_root())[0]
+    files, _ = split()
     order = range(len(files)) if count is None else np.random.default_rng(0).permutation(len(files))[:count]
     return [read(files[number]) for number in order]
 
 
-def encoded(tokenizer: Any, texts: Iterable[str]) -> np.ndarray:
-    """Texts as one stream of ids; ValueError without a tokenizer."""
+def encoded(tokenizer: Any, texts: Iterable[str], least: int = 0) -> np.ndarray:
+    """Texts as one stream of ids; FileNotFoundError without a tokenizer, ValueError for fewer than `least` ids."""
     if tokenizer is None:
-        raise ValueError("the checkpoint has no tokenizer.json and training learns on text; put it beside the weights")
-    return np.concatenate([np.asarray(e.ids, dtype=np.int32) for e in tokenizer.encode_batch(list(texts))])
+        raise FileNotFoundError("the checkpoint's tokenizer.json is missing and a text is to be read; copy the whole folder")
+    stream = np.concatenate([np.asarray(e.ids, dtype=np.int32) for e in tokenizer.encode_batch(list(texts))])
+    if len(stream) < least:
+        raise ValueError(f"the text has {len(stream)} tokens; give at least {least}")
+    return stream
 
 
-def card(root: Path) -> dict[str, Any]:
+def card(train: list[Path], held: list[Path]) -> dict[str, Any]:
     """What a model was trained on: counts, and one digest over all names and texts of the corpus."""
     digest, size = hashlib.sha256(), 0
-    train, held = split(root)
     for path in sorted(train + held):
         raw = path.read_bytes()
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + raw)
+        digest.update(path.relative_to(LIBRARY).as_posix().encode() + b"\0" + raw)
         size += len(raw)
     counts = {"files": len(train) + len(held), "held_out": len(held), "bytes": size}
     return {"python": ".".join(map(str, sys.version_info[:3])), **counts, "sha256": digest.hexdigest()}
@@ -100,34 +92,26 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, end: str = END) -> An
 
 
 def write_tokenizer(folder: Path, source: Path) -> None:
-    """Copy tokenizer.json into the folder, with the settings that make AutoTokenizer give the same ids.
+    """Write the tokenizer of a tokenizer.json into a folder; the end-of-text token begins, ends and pads.
 
-    The end-of-text token begins, ends and pads. Raises ValueError when the tokenizer does not have it.
+    Raises ValueError when the tokenizer does not have it.
     """
     from tokenizers import Tokenizer
 
-    end = Tokenizer.from_file(str(source)).token_to_id(END)
-    if end is None:
+    tokenizer = Tokenizer.from_file(str(source))
+    if tokenizer.token_to_id(END) is None:
         raise ValueError(f"{source} has no token {END}; train the tokenizer with it as a special token")
-    shutil.copyfile(source, folder / "tokenizer.json")
-    about = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "added_tokens_decoder": {str(end): {"content": END, "special": True}},
-        **ROLES,
-        "add_bos_token": False,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": 1 << 20,
-    }
-    write_json(about, folder / "tokenizer_config.json")
-    write_json(ROLES, folder / "special_tokens_map.json")
+    roles = dict.fromkeys(("bos_token", "eos_token", "pad_token"), END)
+    export.write_tokenizer(tokenizer, {**roles, "add_bos_token": False, "model_max_length": 1 << 20}, folder)
 
 
 def prepare(folder: Path, vocab_size: int) -> dict[str, Any]:
     """Write tokenizer.json, train.npy, held_out.npy and corpus.json into folder, once; the corpus's card."""
-    path, root = folder / "corpus.json", library_root()
+    path = folder / "corpus.json"
     if path.exists():
         return read_as(path, dict)
-    found, texts = card(root), [[read(file) for file in files] for files in split(root)]
+    parts = split()
+    found, texts = card(*parts), [[read(file) for file in files] for files in parts]
     with fresh_folder(folder) as part:
         tokenizer = train_tokenizer(texts[0], vocab_size)
         tokenizer.save(str(part / "tokenizer.json"))

@@ -1,17 +1,22 @@
-"""A draft by design: cut out of the target, then distilled on what it writes (Yan et al. 2024)."""
+"""A draft by design: cut out of the target, then distilled on what it writes (Yan et al. 2024).
+
+What is cut is what matters least on a text: layers count by how far they turn the residual stream (Gromov et al. 2024), heads by
+the norm of what they add to it, channels by their activation's norm times their down-projection's (after Wanda, Sun et al. 2023).
+The width is kept.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict
+import math
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flashspec.decoding.models import Models
@@ -22,11 +27,100 @@ from flashspec.models.folder import read_as
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import carry, fresh_folder, refuse_input, write_digests, write_json, write_text
 from flashspec.provenance import model_digests
-from flashspec.train.prune import Choice, choose, importance, prune
-from flashspec.train.texts import Texts, overlap, save, windows, write
-from flashspec.train.trainer import CHUNK, Run, Schedule, chances, claim, computing, cross_entropy, divergence
+from flashspec.train.texts import Texts, kept, overlap, windows, written
+from flashspec.train.trainer import Run, Schedule, chances, chunked, claim, computing, cross_entropy, divergence
 
-CALIBRATION, HELD_OUT = 16, 0.1
+CALIBRATION, HELD_OUT = 16, 0.1  # windows that the importance is measured on; the share of a text that is held out
+
+
+class Importance(NamedTuple):
+    """What matters on a text: angles of the layers [L] in half turns, mean norms of what heads add [L, H], channels [L, F]."""
+
+    layers: Tensor
+    heads: Tensor
+    channels: Tensor
+
+
+class Choice(NamedTuple):
+    """What is kept: layers, and for each its key/value heads, query heads and channels."""
+
+    layers: list[int]
+    groups: list[list[int]]
+    heads: list[list[int]]
+    channels: list[list[int]]
+
+
+@torch.no_grad()
+def importance(model: Transformer, ids: Tensor) -> Importance:
+    """Importance on ids [n, length]; the model is not changed.
+
+    Raises ValueError for a model whose matrices are packed.
+    """
+    if any(not isinstance(m, nn.Linear) for layer in model.blocks for m in (layer.attention.out, layer.mlp.down)):
+        raise ValueError("this model's matrices are packed in 4 bits; load it with weights='dense' to prune it")
+    found, seen = [], dict[nn.Module, Tensor]()
+
+    def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen[module] = inputs[0].flatten(0, -2)
+
+    x = model.place(model.embed(ids), 0)
+    for layer in model.blocks:
+        out, down = layer.attention.out, layer.mlp.down
+        with out.register_forward_pre_hook(see), down.register_forward_pre_hook(see):
+            y = layer(x, model.rope)
+        channels = seen[down].square().mean(0).sqrt() * down.weight.norm(dim=0)
+        cosine = torch.cosine_similarity(x.float(), y.float(), dim=-1).clamp(-1.0, 1.0)
+        heads = (part.chunk(model.config.heads, dim=1) for part in (seen[out], out.weight))
+        norms = [(rows @ weight.T).norm(dim=-1).mean() for rows, weight in zip(*heads, strict=True)]
+        found.append((cosine.arccos().mean() / math.pi, torch.stack(norms), channels))
+        x = y
+    return Importance(*(torch.stack(column) for column in zip(*found, strict=True)))
+
+
+def choose(found: Importance, target: ModelConfig, wanted: ModelConfig) -> Choice:
+    """What to keep of a target's shape for the wanted one: what matters most, in the old order."""
+    layers = _top(found.layers, wanted.layers)
+    share, groups, heads = wanted.heads // wanted.kv_heads, [], []
+    for layer in layers:
+        scores = found.heads[layer].view(target.kv_heads, -1)
+        kept = _top(scores.topk(share).values.sum(-1), wanted.kv_heads)
+        groups.append(kept)
+        heads.append([group * scores.shape[1] + head for group in kept for head in _top(scores[group], share)])
+    return Choice(layers, groups, heads, [_top(found.channels[layer], wanted.ffn) for layer in layers])
+
+
+def _top(scores: Tensor, count: int) -> list[int]:
+    """Numbers of the highest scores, in rising order."""
+    return sorted(scores.topk(count).indices.tolist())
+
+
+@torch.no_grad()
+def prune(model: Transformer, choice: Choice) -> Transformer:
+    """A new float32 model with only what was chosen; the old one is not changed."""
+    heads, kv_heads, ffn = (len(kept[0]) for kept in (choice.heads, choice.groups, choice.channels))
+    draft = Transformer(replace(model.config, layers=len(choice.layers), heads=heads, kv_heads=kv_heads, ffn=ffn))
+    kept = {name: value for name, value in model.state_dict().items() if not name.startswith("layers.")}
+    for number, layer in enumerate(choice.layers):
+        rows, columns = _cuts(model.config, choice, number)
+        for name, value in model.blocks[layer].state_dict().items():
+            module, _, leaf = name.rpartition(".")
+            value = value[rows[module]] if module in rows else value
+            kept[f"layers.{number}.{name}"] = value[:, columns[module]] if module in columns and leaf == "weight" else value
+    draft.load_state_dict(kept)
+    return draft
+
+
+def _cuts(config: ModelConfig, choice: Choice, number: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The rows of one layer's fused matrices that are kept, and their biases, and the columns of those that follow them."""
+    query, key, _ = config.qkv_rows
+    width = torch.arange(config.head_dim)
+    heads, groups = (
+        (torch.tensor(ids[number])[:, None] * config.head_dim + width).flatten() for ids in (choice.heads, choice.groups)
+    )
+    channels = torch.tensor(choice.channels[number])
+    up = torch.cat([channels, config.ffn + channels]) if not config.opt else channels
+    rows = {"attention.qkv": torch.cat([heads, query + groups, query + key + groups]), "mlp.up": up}
+    return rows, {"attention.out": heads, "mlp.down": channels}
 
 
 class Place(NamedTuple):
@@ -35,14 +129,6 @@ class Place(NamedTuple):
     work: Path
     out: Path
     shared: Path | None = None
-
-
-class Material(NamedTuple):
-    """What a draft learns on, the ids that it is judged by, and where the target's rows on each step's texts are kept."""
-
-    texts: Texts
-    held: np.ndarray
-    rows: Path
 
 
 def check_fit(stream: np.ndarray, target: ModelConfig, design: Design) -> None:
@@ -67,21 +153,18 @@ def design_draft(
     claim(folder / "design.json", facts_of(target.config, design))
     train, held = np.split(stream, [int(len(stream) * (1 - HELD_OUT))])
     draft, place = prune(target, _choice(target, train, folder, design)), shared or folder
-    own = write(target, train, place / "texts", design) if design.written and design.steps else None
-    texts = Texts(design.seed, None if design.written else train, own)
-    distill(draft, target, Material(texts, held, place / "teacher"), folder, design)
+    own = written(target, train, place / "texts", design) if design.written and design.steps else None
+    texts = Texts(design.seed, None if design.written else train, own, held, place / "teacher")
+    distill(draft, target, texts, folder, design)
     return draft.eval().requires_grad_(False)
 
 
-def distill(draft: Transformer, target: Transformer, material: Material, folder: Path, design: Design) -> None:
+def distill(draft: Transformer, target: Transformer, texts: Texts, folder: Path, design: Design) -> None:
     """Train a draft of a float32 target, or continue in `folder`."""
     rates = {name: getattr(design, name) for name in ("warmup", "muon_lr", "adam_lr", "save_every")}
     run = Run(draft, Schedule(design.steps, min(design.decay, design.steps), **rates), folder)
-    run.resume()
-    learn: Callable[[int], float] = partial(learn_text, draft, material.texts, design)
-    if design.distilled:
-        learn = partial(learn_target, draft, target, material, design)
-    run.train(learn, lambda: acceptance(target, draft, material.held, design.length))
+    learn = partial(learn_target, draft, target) if design.distilled else partial(learn_text, draft)
+    run.train(partial(learn, texts, design), lambda: acceptance(target, draft, texts.held, design.length))
 
 
 def facts_of(target: ModelConfig, design: Design) -> dict[str, Any]:
@@ -107,30 +190,24 @@ def learn_text(draft: Transformer, texts: Texts, design: Design, step: int) -> f
     return loss.item()
 
 
-def learn_target(draft: Transformer, target: Transformer, material: Material, design: Design, step: int) -> float:
-    """Gradients of one step towards the target's distributions, one chunk of them in memory at a time; returns the loss."""
-    ids, total = material.texts.draw(step, design.sequences, design.length)[:, :-1], 0.0
+def learn_target(draft: Transformer, target: Transformer, texts: Texts, design: Design, step: int) -> float:
+    """Gradients of one step towards the target's distributions, one chunk of them in memory at a time; returns the loss.
+
+    The target's rows [n, hidden] before the final norm are computed once and kept, in half precision.
+    """
+
+    @torch.no_grad()
+    def rows() -> Tensor:
+        return target.rows(ids).flatten(0, 1).half()
+
+    def loss(mine: Tensor, part: slice) -> Tensor:
+        logits = F.linear(draft.norm(mine), draft.head_weight)
+        return divergence(chances(target, theirs[part]), logits, design.variation) / len(theirs)
+
+    ids = texts.draw(step, design.sequences, design.length)[:, :-1]
     with computing(design.dtype):
-        theirs = rows_of(target, ids, material.rows / f"{design.seed}-{step}.npy")
-        mine = draft.rows(ids).flatten(0, 1)
-        leaf = mine.detach().requires_grad_()
-        for own, wanted in zip(leaf.split(CHUNK), theirs.split(CHUNK), strict=True):
-            p, logits = chances(target, wanted), F.linear(draft.norm(own), draft.head_weight)
-            loss = divergence(p, logits, design.variation) / len(leaf)
-            loss.backward()
-            total += loss.item()
-        mine.backward(leaf.grad)
-    return total
-
-
-@torch.no_grad()
-def rows_of(target: Transformer, ids: Tensor, path: Path) -> Tensor:
-    """The target's rows [n, hidden] on a step's ids, before the final norm; computed once and kept."""
-    if path.exists():
-        return torch.from_numpy(np.load(path)).float()
-    rows = target.rows(ids).flatten(0, 1).half()
-    save(path, rows.numpy())
-    return rows.float()
+        theirs = kept(texts.rows / f"{design.seed}-{step}.safetensors", rows).float()
+        return chunked(draft.rows(ids).flatten(0, 1), loss)
 
 
 def acceptance(target: Transformer, draft: Transformer, held_out: np.ndarray, length: int, windows: int = 4) -> dict[str, float]:
@@ -156,14 +233,14 @@ def make_draft(models: Models, stream: np.ndarray, place: Place, design: Design,
         write_speech(source, models.tokenizer, part)
         carry(place.work, part, ("curve.jsonl", "choice.json", "design.json"))
         write_json(about, part / "speculative.json")
-        write_text(card_of(draft, source, facts), part / "README.md")
+        size = f"{draft.config.layers} layers, {draft.config.body_parameters:,} parameters in layers, width {draft.config.hidden}"
+        said = f"Pruned from {source.name} and trained as this says: {size}."
+        write_card(part, "A draft made by flashspec", said, facts | {"target_files": model_digests(source)})
         write_digests(part)
     return place.out
 
 
-def card_of(draft: Transformer, source: Path, facts: dict[str, Any]) -> str:
-    """A draft's model card."""
-    config, about = draft.config, facts | {"target_files": model_digests(source)}
-    size = f"{config.layers} layers, {config.body_parameters:,} parameters in layers, width {config.hidden}"
-    lines = ["# A draft made by flashspec", "", f"Pruned from {source.name} and trained as this says: {size}.", ""]
-    return "\n".join([*lines, "```json", json.dumps(about, indent=2), "```", ""])
+def write_card(folder: Path, title: str, said: str, about: dict[str, Any]) -> None:
+    """Write a model card."""
+    lines = [f"# {title}", "", said, "", "```json", json.dumps(about, indent=2), "```", ""]
+    write_text("\n".join(lines), folder / "README.md")

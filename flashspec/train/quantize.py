@@ -16,8 +16,10 @@ from flashspec.models.folder import first_line, read_config
 from flashspec.models.packed import Scheme
 from flashspec.models.tokenizer import tokenizer_of
 from flashspec.models.writing import carry, fresh_folder
+from flashspec.train import corpus
+from flashspec.train.texts import windows
 
-CALIBRATION_LENGTH = 512
+LENGTH = 512  # tokens of a calibration block
 
 
 def quantize_awq(
@@ -30,35 +32,20 @@ def quantize_awq(
     512 tokens or a folder that is quantised already, FileExistsError for a target with files in it.
     """
     source, scheme = Path(source_folder), Scheme(group_size)
-    raw, samples = _calibration(source, texts, blocks)
+    raw = read_config(source)
+    about = shaped(raw, Kind, source / "config.json")
+    if about.quantization_config is not None:
+        raise ValueError(f"{source} is quantised already; give the dense checkpoint it was made from")
+    stream = corpus.encoded(tokenizer_of(source), texts, LENGTH)
+    samples = windows(stream, min(blocks, len(stream) // LENGTH), LENGTH).tolist()
     changes = {"dtype": "float16", "torch_dtype": "float16", "quantization_config": to_builtins(scheme)}
     with fresh_folder(Path(target_folder), [source]) as part:
-        model = _search(source, samples, group_size)
+        tensors = _search(source, samples, group_size).state_dict()
         carry(source, part, CARRIED)
-        tied = shaped(raw, Kind, source / "config.json").tie_word_embeddings
-        tensors = dict(model.state_dict())
-        if tied:
+        if about.tie_word_embeddings:
             tensors.pop("lm_head.weight", None)
         halved = {name: value if value.dtype == torch.int32 else value.half() for name, value in tensors.items()}
         write_folder(part, {n: value.detach().cpu().clone().contiguous() for n, value in halved.items()}, {**raw, **changes})
-
-
-def _calibration(source: Path, texts: list[str], count: int) -> tuple[dict[str, Any], list[list[int]]]:
-    """The dense checkpoint's config.json, and at most `count` blocks of the texts' ids, evenly spread."""
-    raw, path = read_config(source), source / "tokenizer.json"
-    if shaped(raw, Kind, source / "config.json").quantization_config is not None:
-        raise ValueError(f"{source} is quantised already; give the dense checkpoint it was made from")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; calibration needs the checkpoint's tokenizer: copy the whole folder")
-    if count < 1:
-        raise ValueError(f"blocks must be at least 1, got {count}")
-    ids = [number for encoding in tokenizer_of(source).encode_batch(texts) for number in encoding.ids]
-    whole = len(ids) // CALIBRATION_LENGTH
-    if not whole:
-        raise ValueError(f"calibration needs at least {CALIBRATION_LENGTH} tokens of text, got {len(ids)}; give more texts")
-    count = min(count, whole)
-    starts = [i * whole // count * CALIBRATION_LENGTH for i in range(count)]
-    return raw, [ids[start : start + CALIBRATION_LENGTH] for start in starts]
 
 
 def _search(source: Path, samples: list[list[int]], group_size: int) -> Any:
@@ -82,7 +69,7 @@ def _search(source: Path, samples: list[list[int]], group_size: int) -> Any:
         quant_config={"zero_point": True, "q_group_size": group_size, "w_bit": 4, "version": "gemm"},
         calib_data=samples,
         max_calib_samples=len(samples),
-        max_calib_seq_len=CALIBRATION_LENGTH,
+        max_calib_seq_len=LENGTH,
         duo_scaling=False,
     )
     return wrapped.model

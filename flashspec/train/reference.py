@@ -1,97 +1,145 @@
 """The reference models from scratch: corpus, target, 4-bit target, drafts, and the records of the family.
 
-Every step is resumable and skipped where its result exists; weights that ship are written once and then frozen.
+The target is an early-exit model after LayerSkip (Elhoushi et al. 2024). It grows while it trains: the upper layers start as the
+identity and join in stages. Every step is resumable and skipped where its result exists; weights that ship are written once and
+then frozen.
 """
 
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+import tomllib
+from dataclasses import asdict, dataclass, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-from flashspec.heads.dense import DenseHead
-from flashspec.heads.flash import FlashHead, calibrate_always
+from flashspec.decoding.models import SHIPPED
+from flashspec.heads.flash import FlashHead
+from flashspec.models.config import ModelConfig
+from flashspec.models.exits import rows_at
 from flashspec.models.family import Design
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import fresh_folder, write_digests, write_text
 from flashspec.train import corpus
-from flashspec.train.design import Material, distill
+from flashspec.train.design import distill, write_card
 from flashspec.train.quantize import quantize_awq
-from flashspec.train.target import WINDOW, Recipe, initialise, train_target
-from flashspec.train.texts import Texts, write
-from flashspec.train.texts import windows as windows_of
-from flashspec.train.trainer import Schedule
+from flashspec.train.texts import Texts, overlap, windows, written
+from flashspec.train.trainer import Run, Schedule, cross_entropy, disagreement
 
-GROWTH = ((0, 6), (850, 16))
-LONG = Recipe(Schedule(1300, 450), growth=GROWTH, sequences=4, length=512)
-LATE = Schedule(2400, 1100, muon_lr=0.015, adam_lr=2e-3, handover=1700)
-TARGET_PHASES = (
-    Recipe(Schedule(800, 0), growth=GROWTH),
-    LONG,
-    replace(LONG, schedule=LATE, exits=(2, 2, 4), exit_weight=0.15, imitation_weight=0.3),
-    replace(
-        LONG, schedule=replace(LATE, steps=2300, decay=943, handover=1900),
-        exits=(2, 2, 2, 4), exit_weight=0.1, imitation_weight=1.0, exit_rows=1024,
-    ),
-    replace(
-        LONG, schedule=replace(LATE, steps=2250, decay=825, handover=2000),
-        exits=(2, 2, 2, 2, 2, 4), exit_weight=0.1, imitation_weight=2.0, exit_rows=1024,
-    ),
-    replace(
-        LONG, schedule=replace(LATE, steps=2260, decay=858, handover=None),
-        exits=(2, 2, 4), exit_weight=0.1, imitation_weight=0.5,
-    ),
+REFERENCE = ModelConfig(
+    family="qwen3", vocab_size=16384, hidden=384, ffn=1024, layers=16, heads=6, kv_heads=2, head_dim=64,
+    context=1024, rope_theta=10000.0, tied=True, bos=0, eos=(0,),
 )  # fmt: skip
+WINDOW = 512
 WIDTH = 256  # of the narrow draft
 OWN_LENGTH = 256  # tokens of a text that the target writes for the drafts
-NARROW = Design(
-    layers=2, heads=4, ffn=1024, length=WINDOW, steps=2800, decay=2200, warmup=100, muon_lr=0.02, adam_lr=2e-3,
-    save_every=100, written=0, prompt=48, dtype="bfloat16",
-)  # fmt: skip
-DRAFTS = {
-    "narrow": (NARROW, replace(NARROW, steps=2000, decay=1800, warmup=50, muon_lr=0.01, adam_lr=1e-3, written=1920)),
-    "shallow": (Design(layers=1, length=WINDOW, steps=220, decay=180, written=0),),
-}
 CALIBRATION_FILES, CALIBRATION_BLOCKS = 48, 8
-CLUSTER_SIZE = 16
 LICENCE = "Weights: Apache-2.0. Training text: the Python standard library, PSF License Agreement."
 
 
-@contextmanager
-def _finished(folder: Path, work: Path) -> Iterator[Path]:
-    """A model's folder in the making, completed with the corpus's tokenizer."""
+@dataclass(frozen=True)
+class Recipe:
+    """How the target is trained. `growth` maps a step to the number of layers in use from then on.
+
+    `exits` are trained in turn, one per step, on `exit_rows` rows: on the text with `exit_weight`, and with `imitation_weight`
+    on the model's own final distribution, which is what verification compares them with.
+    """
+
+    schedule: Schedule
+    growth: tuple[tuple[int, int], ...] = ((0, 6), (450, 10), (700, 16))
+    exits: tuple[int, ...] = (2, 4)
+    exit_weight: float = 0.3
+    imitation_weight: float = 0.0
+    exit_rows: int = 512
+    layer_dropout: float = 0.1
+    sequences: int = 8
+    length: int = 256
+    seed: int = 0
+
+
+PHASES = tomllib.loads((SHIPPED / "reference.toml").read_text(encoding="utf-8"))
+TARGET: tuple[Recipe, ...] = msgspec.convert(PHASES.pop("target"), tuple[Recipe, ...])
+DRAFTS: dict[str, tuple[Design, ...]] = msgspec.convert(PHASES, dict[str, tuple[Design, ...]])
+
+
+def initialise(model: Transformer, seed: int) -> None:
+    """Seeded weights; output projections are zero, so every block starts as the identity."""
+    dice = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2:
+                weight.normal_(0, 0.02 if "embed" in name else weight.shape[1] ** -0.5 / 1.7, generator=dice)
+            if name.endswith(("attention.out.weight", "mlp.down.weight")):
+                weight.zero_()
+
+
+def learn_reference(model: Transformer, recipe: Recipe, texts: Texts, step: int) -> float:
+    """Gradients of one step: full depth, plus one exit in turn on a share of the rows; returns the loss."""
+    ids = texts.draw(step, recipe.sequences, recipe.length).to(model.device)
+    labels = ids[:, 1:].reshape(-1)
+    early, final = rows_with_dropout(model, recipe, ids[:, :-1], step)
+    some = torch.from_numpy(np.random.default_rng((recipe.seed, step, 1)).permutation(len(labels))[: recipe.exit_rows])
+    loss = cross_entropy(model, final, labels)
+    loss = loss + recipe.exit_weight * cross_entropy(model, early[some], labels[some])
+    if recipe.imitation_weight:
+        loss = loss + recipe.imitation_weight * disagreement(model, early[some], final[some])
+    loss.backward()
+    return loss.item()
+
+
+def rows_with_dropout(model: Transformer, recipe: Recipe, ids: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Rows [n, hidden] at the step's exit and at full depth, with layers dropped at random.
+
+    A layer's chance to be dropped grows with depth from 0 to `layer_dropout` (LayerSkip, section 3.1).
+    """
+    exit_layer, depth = recipe.exits[step % len(recipe.exits)], [layers for first, layers in recipe.growth if first <= step][-1]
+    dice = np.random.default_rng((recipe.seed, step, 2)).random(depth)
+    kept = dice >= recipe.layer_dropout * (2.0 ** (np.arange(depth) / max(1, depth - 1)) - 1)
+    x = early = model.embed(ids)
+    for number, layer in enumerate(model.blocks[:depth], start=1):
+        x = layer(x, model.rope) if kept[number - 1] else x
+        early = x if number == exit_layer else early
+    return early.flatten(0, 1), x.flatten(0, 1)
+
+
+def exit_scores(model: Transformer, held_out: np.ndarray, depths: tuple[int, ...], windows: int = 8) -> dict[str, float]:
+    """Held-out loss at each depth and the acceptance of each exit by the deepest, as `overlap` finds them."""
+
+    def scored(ids: Tensor) -> dict[str, Tensor]:
+        return {f"_{depth}": F.linear(model.norm(r), model.head_weight) for depth, r in rows_at(model, ids, depths).items()}
+
+    return overlap(held_out, windows, WINDOW, scored)
+
+
+def finished(model: Transformer, folder: Path, work: Path, dtype: str) -> None:
+    """Write a model's folder, with the corpus's tokenizer."""
     with fresh_folder(folder) as part:
-        yield part
+        model.save(part, dtype)
         corpus.write_tokenizer(part, work / "data" / "tokenizer.json")
 
 
 def build_target(work: Path) -> Path:
-    """Train the target through its phases and write it as a dense float32 folder."""
-    folder, branch = work / "dense", None
-    if not (folder / "config.json").exists():
-        for number, recipe in enumerate(TARGET_PHASES):
-            run = work / f"target-{number}"
-            model = train_target(work / "data", run, recipe, branch)
-            branch = run / "checkpoint.pt"
-        with _finished(folder, work) as part:
-            model.save(part, dtype="float32")
+    """Train the target through its phases, each from the end of the one before, and write it as a dense float32 folder."""
+    folder, branch, model = work / "dense", None, Transformer(REFERENCE)
+    if (folder / "config.json").exists():
+        return folder
+    stream, held = (np.load(work / "data" / name) for name in ("train.npy", "held_out.npy"))
+    for number, recipe in enumerate(TARGET):
+        initialise(model, recipe.seed)
+        run = Run(model, recipe.schedule, work / f"target-{number}")
+        learn = partial(learn_reference, model, recipe, Texts(recipe.seed, stream))
+        run.train(learn, partial(exit_scores, model, held, (*recipe.exits, model.config.layers)), branch)
+        branch = run.checkpoint
+    finished(model, folder, work, "float32")
     return folder
-
-
-def slice_of(target: Transformer, layers: int) -> Transformer:
-    """A new float32 model with the target's embedding, final norm and first `layers` layers."""
-    draft = Transformer(replace(target.config, layers=layers))
-    mine = target.state_dict()
-    draft.load_state_dict({name: mine[name] for name in draft.state_dict()})
-    return draft
 
 
 def narrow(target: Transformer, design: Design, hidden: int) -> Transformer:
@@ -109,51 +157,42 @@ def narrow(target: Transformer, design: Design, hidden: int) -> Transformer:
     return draft
 
 
-def build_draft(work: Path, name: str) -> Path:
+def build_draft(work: Path, name: str) -> None:
     """Distil one draft on the quantised target and write it as a bfloat16 folder."""
-    folder = work / "models" / name
-    if not (folder / "config.json").exists():
-        target = Transformer.load(work / "models" / "target", dtype="float32", weights="dense")
-        first, *_ = DRAFTS[name]
-        draft = narrow(target, first, WIDTH) if name == "narrow" else slice_of(target, first.layers)
-        for number, design in enumerate(DRAFTS[name]):
-            distill(draft, target, material_of(target, work, design), work / f"{name}-{number}", design)
-        with _finished(folder, work) as part:
-            draft.save(part, dtype="bfloat16")
-    return folder
+    folder, designs = work / "models" / name, DRAFTS[name]
+    if (folder / "config.json").exists():
+        return
+    target, layers = Transformer.load(work / "models" / "target", dtype="float32", weights="dense"), designs[0].layers
+    draft = narrow(target, designs[0], WIDTH) if name == "narrow" else copy.deepcopy(target.with_layers(target.layers[:layers]))
+    for number, design in enumerate(designs):
+        distill(draft, target, texts_of(target, work, design), work / f"{name}-{number}", design)
+    finished(draft, folder, work, "bfloat16")
 
 
-def material_of(target: Transformer, work: Path, design: Design) -> Material:
+def texts_of(target: Transformer, work: Path, design: Design) -> Texts:
     """The corpus in work/data, and at every other step texts that the target wrote, if the design wants them."""
     stream, held = (np.load(work / "data" / name) for name in ("train.npy", "held_out.npy"))
     own = None
     if design.written:
         writer = copy.deepcopy(target).bfloat16() if design.dtype == "bfloat16" else target
-        own = write(writer, stream, work / "own", replace(design, length=OWN_LENGTH))
-    return Material(Texts(design.seed, stream, own), held, work / f"teacher-{design.written}")
+        own = written(writer, stream, work / "own", replace(design, length=OWN_LENGTH))
+    return Texts(design.seed, stream, own, held, work / f"teacher-{design.written}")
 
 
-def add_flash_head(folder: Path, stream: np.ndarray, windows: int = 16) -> None:
-    """Cluster a draft's head and store it in the draft's folder, with its default probes.
-
-    The tokens that it misses most often, on windows of a stream of training text, are always scored.
-    """
+def add_flash_head(folder: Path, stream: np.ndarray, count: int = 16) -> None:
+    """Build a draft's head for its rows on windows of a stream of training text, and store it in the draft's folder."""
     model, twin = Transformer.load(folder), Transformer.load(folder, dtype="float32")
     with torch.no_grad():
-        rows = twin.rows(windows_of(stream[:-1], windows, min(WINDOW, twin.config.context))).flatten(0, 1)
-    head = FlashHead.build(model.head_weight, model.norm, cluster_size=CLUSTER_SIZE)
-    always = calibrate_always(head, DenseHead(model.norm, model.head_weight), rows[::2])
-    head.with_plan(always=always).save(folder)
+        rows = twin.rows(windows(stream[:-1], count, min(WINDOW, twin.config.context))).flatten(0, 1)
+    FlashHead.build(model.head_weight, model.norm, queries=rows).save(folder)
 
 
 def finish(work: Path, card: dict[str, Any]) -> None:
     """Write model cards, curves and digests; after this a folder is complete."""
-    recipes: dict[str, Any] = {"target": TARGET_PHASES, **DRAFTS}
-    for name, phases in recipes.items():
+    for name, phases in {"target": TARGET, **DRAFTS}.items():
         folder, recipe = work / "models" / name, [asdict(phase) for phase in phases]
         about = {"made": date.today().isoformat(), "corpus": card, "recipe": recipe}
-        lines = [f"# flashspec reference model: {name}", "", LICENCE, "", "```json", json.dumps(about, indent=2), "```", ""]
-        write_text("\n".join(lines), folder / "README.md")
+        write_card(folder, f"flashspec reference model: {name}", LICENCE, about)
         curves = sorted(work.glob(f"{name}*/curve.jsonl"))
         write_text("".join(curve.read_text() for curve in curves), folder / "curve.jsonl")
         write_digests(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,9 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from flashspec.models.engine import slots_of
 from flashspec.models.family import Design
+from flashspec.models.folder import read_tensors
 from flashspec.models.transformer import Transformer
-from flashspec.models.writing import replaced
+from flashspec.models.writing import write_tensors
 
 TOGETHER = 96
 TEMPERATURES = (0.0, 1.0, 1.0, 0.7)  # of the texts, in turn
@@ -35,11 +38,14 @@ class Texts(NamedTuple):
     """Ids to learn on; a batch is a fixed function of (seed, step), so a resumed run sees the same.
 
     Batches are random windows of the `stream`, or texts [n, length + 1] of the target's `own`; with both, these at odd steps.
+    A draft is judged by the stream `held`, and the target's rows on each step's texts are kept in the folder `rows`.
     """
 
     seed: int
     stream: np.ndarray | None = None
-    own: np.ndarray | None = None
+    own: Tensor | None = None
+    held: np.ndarray = np.empty(0)
+    rows: Path = Path()
 
     def draw(self, step: int, count: int, length: int) -> Tensor:
         """Ids [count, length + 1]; more and shorter texts where the target's own are shorter."""
@@ -49,8 +55,8 @@ class Texts(NamedTuple):
         assert self.own is not None
         longest = self.own.shape[1] - 1
         count, length = max(count, count * length // longest), min(length, longest)
-        chosen = dice.integers(0, len(self.own), size=count)
-        return torch.from_numpy(self.own[chosen, : length + 1].astype(np.int64))
+        chosen = torch.from_numpy(dice.integers(0, len(self.own), size=count))
+        return self.own[chosen, : length + 1].long()
 
 
 @torch.no_grad()
@@ -70,62 +76,41 @@ def overlap(held: np.ndarray, count: int, length: int, scored: Scored) -> dict[s
     return sums
 
 
-class Grown:
-    """Keys and values of a batch [batch, kv_heads, length, head_dim], written as they come."""
-
-    def __init__(self, model: Transformer, batch: int, length: int) -> None:
-        shape = (2, batch, model.config.kv_heads, length, model.config.head_dim)
-        self.keys, self.values = torch.zeros(shape, dtype=model.embed.weight.dtype)
-
-    def write(self, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, None]:
-        """All rows up to these [batch, kv_heads, n, head_dim], which are stored."""
-        stop = start + keys.shape[2]
-        self.keys[:, :, start:stop], self.values[:, :, start:stop] = keys, values
-        return self.keys[:, :, :stop], self.values[:, :, :stop], None
-
-
-def step(model: Transformer, caches: list[Grown], fresh: Tensor, stop: int, depths: tuple[int, ...] = ()) -> dict[int, Tensor]:
-    """Rows [batch, n, hidden] by depth after tokens [batch, n] that end at `stop`: of `depths`, and at 0 after the norm."""
-    start, found = stop - fresh.shape[1], {}
-    x = model.place(model.embed(fresh), start)
-    for depth, (layer, cache) in enumerate(zip(model.blocks, caches, strict=True), start=1):
-        x = layer(x, model.rope, start, cache)
-        if depth in depths:
-            found[depth] = x
-    return found | {0: model.norm(x)}
-
-
 @torch.inference_mode()
 def continued(model: Transformer, prompts: Tensor, length: int, dice: torch.Generator) -> Tensor:
     """Prompts [batch, p] continued by the model to ids [batch, length], at TEMPERATURES in turn."""
-    caches = [Grown(model, len(prompts), length) for _ in model.blocks]
+    caches = slots_of(model, model.config.layers, length, model.embed.weight.dtype, len(prompts))
     ids, fresh = prompts, prompts
     warmth = torch.tensor(TEMPERATURES).repeat(-(-len(prompts) // len(TEMPERATURES)))[: len(prompts), None]
     while ids.shape[1] < length:
-        logits = F.linear(step(model, caches, fresh, ids.shape[1])[0][:, -1], model.head_weight).float()
+        *_, rows = model.states(fresh, ids.shape[1] - fresh.shape[1], caches)
+        logits = F.linear(model.norm(rows[:, -1]), model.head_weight).float()
         noise = torch.empty_like(logits).exponential_(generator=dice).log_()
         fresh = (logits - warmth * noise).argmax(-1, keepdim=True)
         ids = torch.cat((ids, fresh), dim=1)
     return ids
 
 
-def write(target: Transformer, stream: np.ndarray, folder: Path, design: Design) -> np.ndarray:
+def written(target: Transformer, stream: np.ndarray, folder: Path, design: Design) -> Tensor:
     """A design's texts [written, length + 1] by the target, after windows of the stream; kept on disk."""
     pieces = []
     for first in tqdm(range(0, design.written, TOGETHER), desc="texts by the target", delay=1):
-        path = folder / f"{first}.npy"
-        if not path.exists():
-            batch, most = min(TOGETHER, design.written - first), len(stream) - design.prompt + 1
-            starts = np.random.default_rng((design.seed, first)).integers(0, most, size=batch)
-            dice = torch.Generator().manual_seed(design.seed * 1_000_003 + first)
-            found = continued(target, cut(stream, starts, design.prompt), design.length + 1, dice)
-            save(path, found.numpy().astype(np.int32))
-        pieces.append(np.load(path))
-    return np.concatenate(pieces)
+        batch, most = min(TOGETHER, design.written - first), len(stream) - design.prompt + 1
+        starts = np.random.default_rng((design.seed, first)).integers(0, most, size=batch)
+        dice = torch.Generator().manual_seed(design.seed * 1_000_003 + first)
+        make = partial(continued, target, cut(stream, starts, design.prompt), design.length + 1, dice)
+        pieces.append(kept(folder / f"{first}.safetensors", make))
+    return torch.cat(pieces)
 
 
-def save(path: Path, array: np.ndarray) -> None:
-    """Write an array; a kill leaves no partial file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced(path) as part, part.open("wb") as file:
-        np.save(file, array)
+def kept(path: Path, make: Callable[[], Tensor]) -> Tensor:
+    """The tensor of a file, made where there is none; ValueError for a damaged one."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors({"kept": make()}, path)
+    return read(path)["kept"]
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that training made; ValueError for a damaged one."""
+    return read_tensors(path, "remove it, and what comes of it is computed anew")[0]

@@ -41,11 +41,6 @@ class Schedule:
     save_every: int = 50
     handover: int | None = None
 
-    @property
-    def last(self) -> int:
-        """Steps this run makes."""
-        return self.steps if self.handover is None else self.handover
-
     def rate(self, step: int) -> float:
         """Learning rate at a step, as a share of the full rate."""
         rising = min(1.0, (step + 1) / max(1, self.warmup))
@@ -55,20 +50,16 @@ class Schedule:
 
 def optimizers(model: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024) on the matrices inside layers, AdamW on the rest, or on all at a Muon rate of 0."""
-    if not schedule.muon_lr:
-        return [adam(list(model.parameters()), schedule)]
-    if not hasattr(torch.optim, "Muon"):
-        raise ModuleNotFoundError(f"training needs torch 2.9 or newer, this is {torch.__version__}: pip install 'torch>=2.9'")
-    layers = [module for module in model.modules() if isinstance(module, Layer)]
+    layers = [module for module in model.modules() if isinstance(module, Layer)] if schedule.muon_lr else []
     matrices = [p for layer in layers for p in layer.parameters() if p.ndim == 2]
     rest = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+    adam = torch.optim.AdamW(rest, schedule.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
+    if not matrices:
+        return [adam]
+    if not hasattr(torch.optim, "Muon"):
+        raise ModuleNotFoundError(f"training needs torch 2.9 or newer, this is {torch.__version__}: pip install 'torch>=2.9'")
     muon = torch.optim.Muon(matrices, schedule.muon_lr, weight_decay=0.0, ns_steps=4)
-    return [muon, adam(rest, schedule)]
-
-
-def adam(weights: list[nn.Parameter], schedule: Schedule) -> torch.optim.Optimizer:
-    """AdamW as every recipe uses it."""
-    return torch.optim.AdamW(weights, lr=schedule.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
+    return [muon, adam]
 
 
 class Run:
@@ -86,9 +77,7 @@ class Run:
         with replaced(self.checkpoint) as part, part.open("wb") as file:
             torch.save({"model": self.model.state_dict(), "optimizers": states, "step": self.step}, file)
 
-    def resume(self, branch: Path | None = None) -> None:
-        """Continue from this run's checkpoint or, if there is none yet, branch off from another run's."""
-        source = self.checkpoint if self.checkpoint.exists() else branch
+    def _resume(self, source: Path | None) -> None:
         if source is None:
             return
         try:
@@ -102,12 +91,14 @@ class Run:
         except (EOFError, KeyError, RuntimeError, TypeError, UnpicklingError, ValueError) as error:
             raise ValueError(f"{source} is no checkpoint of this run ({first_line(error)}); remove it to start over") from error
 
-    def train(self, learn: Callable[[int], float], evaluate: Callable[[], dict[str, float]]) -> None:
-        """Run to the schedule's end, saving and evaluating every `save_every` steps.
+    def train(self, learn: Callable[[int], float], evaluate: Callable[[], dict[str, float]], branch: Path | None = None) -> None:
+        """Run to the schedule's end, or continue, saving and evaluating every `save_every` steps.
 
-        `learn(step)` draws its own batch, adds the gradients of its loss to the parameters and returns the loss.
+        `learn(step)` draws its own batch, adds the gradients of its loss to the parameters and returns the loss. A run without
+        a checkpoint starts from that of the run `branch`.
         """
-        last = self.schedule.last
+        self._resume(self.checkpoint if self.checkpoint.exists() else branch)
+        last = self.schedule.handover or self.schedule.steps
         bar = tqdm(range(self.step, last), initial=self.step, total=last, desc=self.folder.name)
         for step in bar:
             bar.set_postfix(loss=f"{self._advance(learn, step):.3f}")
@@ -115,9 +106,9 @@ class Run:
                 self._record(evaluate())
 
     def _advance(self, learn: Callable[[int], float], step: int) -> float:
-        loss, rates = learn(step), (self.schedule.muon_lr, self.schedule.adam_lr)
-        for optimizer, rate in zip(self.optimizers, rates[-len(self.optimizers) :], strict=True):
-            optimizer.param_groups[0]["lr"] = rate * self.schedule.rate(step)
+        loss = learn(step)
+        for optimizer in self.optimizers:
+            optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * self.schedule.rate(step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step = step + 1
@@ -133,8 +124,7 @@ class Run:
 
 
 def claim(card: Path, facts: dict[str, Any]) -> None:
-    """Record in a folder, on this card, what is made there; ValueError where the card names something else."""
-    facts = json.loads(json.dumps(facts))
+    """Record in a folder, on this card, what is made there, as JSON; ValueError where the card names something else."""
     if card.is_file() and read_as(card, dict) != facts:
         raise ValueError(f"{card.parent} holds the work on another model, design or recipe; give another --work, or remove it")
     refuse_taken(card.parent, card.name)
@@ -154,6 +144,18 @@ def cross_entropy(model: Transformer, rows: Tensor, labels: Tensor) -> Tensor:
         for r, wanted in zip(rows.split(CHUNK), labels.split(CHUNK), strict=True)
     ]
     return torch.stack(parts).sum() / len(labels)
+
+
+def chunked(rows: Tensor, loss_of: Callable[[Tensor, slice], Tensor]) -> float:
+    """The sum of a loss over chunks of rows [n, hidden], with its gradients; one chunk's graph is in memory at a time."""
+    leaf, total = rows.detach().requires_grad_(), 0.0
+    for start in range(0, len(rows), CHUNK):
+        part = slice(start, start + CHUNK)
+        loss = loss_of(leaf[part], part)
+        loss.backward()
+        total += loss.item()
+    rows.backward(leaf.grad)
+    return total
 
 
 def divergence(p: Tensor, logits: Tensor, variation: float) -> Tensor:
