@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flashspec.study import chain, drafting, heads, papers, stages
+from flashspec.study import chain, drafting, papers, stages
 from flashspec.study.compare import DENSE, WHO, sampled, speedups
 from flashspec.study.frames import DataFrame, framed, joined
 from flashspec.study.quote import named
@@ -76,7 +76,7 @@ def throughput(results: Any) -> Figure:
 @drawn
 def head_share(*results: Any) -> Figure:
     """FlashHead over the dense head against the head's share of the time; the line is a head that costs nothing."""
-    table = sampled(joined(heads.by_share(each.frame) for each in results)).dropna(subset=["share", "ratio"])
+    table = sampled(joined(chain.by_share(each.frame) for each in results)).dropna(subset=["share", "ratio"])
     table = table[table["finalize"] == "deferred"]
     names = table["target"] + " with " + table["draft"].where(table["draft"] != "", table["method"]).map(named)
     marks = [MARKS[place // len(SHADES) % len(MARKS)] for place in names.factorize()[0]]
@@ -114,7 +114,7 @@ def ledger(results: Any) -> Figure:
 @drawn
 def head_recall(results: Any) -> Figure:
     """Agreement with the dense head against megabytes read for one row; filled where calibrated ids are scored always."""
-    table = heads.usual(heads.recalls(results.frame)).sort_values("megabytes")
+    table = chain.usual(chain.recalls(results.frame)).sort_values("megabytes")
     names = table["draft"] + ", " + table["name"] if table["draft"].nunique() > 1 else table["name"]
     looks = {"label": names, "shade": table["head"].map(colour), "mark": "o:", "hollow": table["calibrated"].ne(True)}
     words = {"xlabel": "megabytes read for one row", "ylabel": "agrees with the dense head, % of rows"}
