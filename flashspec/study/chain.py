@@ -44,8 +44,9 @@ def head_shares(frame: DataFrame) -> DataFrame:
     """The head's `part` of a dense draft step by shape: of head plus body, or else of the step; NaN where neither was timed."""
     dense = frame[frame["head"] == "dense"]
     times = dense.pivot_table("seconds", ["shape", "layers", "format"], "piece", aggfunc="median")
-    head, body, projection, step = (times.get(name, np.nan) for name in ("head", "body", "projection", "step"))
-    return times.assign(part=head / (head + body)).fillna({"part": projection / step})["part"].reset_index()
+    times = times.reindex(columns=["head", "body", "projection", "step"])
+    part = times["head"] / (times["head"] + times["body"])
+    return part.fillna(times["projection"] / times["step"]).rename("part").reset_index()
 
 
 def chain(race: DataFrame, pieces: DataFrame) -> DataFrame:

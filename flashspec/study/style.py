@@ -121,9 +121,7 @@ def points(axis: Axes, table: DataFrame, x: str, y: str, along: str = "y") -> No
 
     A `mark` has its `shade` and `alpha`, is white inside where `hollow`, and has its `label` in the legend.
     """
-    for (shade, label, hollow, mark, alpha), rows in marked(table).groupby(
-        ["shade", "label", "hollow", "mark", "alpha"], sort=False
-    ):
+    for (shade, label, hollow, mark, alpha), rows in marked(table).groupby(LOOKS, sort=False):
         ends: dict[str, Any] = {}
         if "low" in rows:
             ends[f"{along}err"] = [(rows["ratio"] - rows["low"]).fillna(0), (rows["high"] - rows["ratio"]).fillna(0)]
