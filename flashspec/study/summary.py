@@ -20,10 +20,14 @@ DEEP = {name: name.replace("_", " ") for name in ("agreement", "overlap", "top_5
 
 def pieces(frame: DataFrame) -> DataFrame:
     """Pieces of a round beside the dense head of their format, and checks beside a check of one row."""
-    costs, checks = chain.costs(frame[frame["piece"] != "check"]), chain.checks(frame)
-    costs["verdict"] = "dense: " + costs["verdict"]
-    checks["verdict"] = "1 row: " + (1 / checks["ratio"]).map("{:.2f}×".format).astype(str)
-    return joined(table for table in (costs, checks.assign(piece="check")) if len(table))
+    rows, found = frame[frame["piece"] != "check"], list[DataFrame]()
+    if len(rows):
+        costs = chain.costs(rows)
+        found.append(costs.assign(verdict="dense: " + costs["verdict"]))
+    if len(rows) < len(frame):
+        checks = chain.checks(frame)
+        found.append(checks.assign(piece="check", verdict="1 row: " + (1 / checks["ratio"]).map("{:.2f}×".format).astype(str)))
+    return joined(found)
 
 
 def rounds(frame: DataFrame) -> DataFrame:
