@@ -111,8 +111,9 @@ def evened(draft: float, checks: Sequence[float]) -> float:
     def spare(alpha: float) -> float:
         return scheduled(draft, checks, [alpha] * len(checks))[0] - 1
 
-    ends = spare(0.0), spare(1.0)
-    return float("nan") if ends[1] < 0 else brentq(spare, 0.0, 1.0) if ends[0] < 0 else 0.0
+    if spare(1.0) < 0:
+        return float("nan")
+    return float(brentq(spare, 0.0, 1.0)) if spare(0.0) < 0 else 0.0
 
 
 def factors(frame: DataFrame) -> DataFrame:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from flashspec.theory.nested import scheduled
+from flashspec.theory.nested import Check, scheduled
 from flashspec.theory.rounds import Costs, acceptance_for, amdahl, break_even, round_time, speedup, tokens_per_check
 
 MOST = 16  # longest draft considered
@@ -74,7 +74,7 @@ def best(alpha: float, costs: Costs, step: float) -> Best:
 
 def hierarchy(s: Setting) -> Best:
     """The fastest schedule of a first stage, a verifier in between and the whole target."""
-    checks = [s.middle, lambda rows: s.whole_rest * s.step * (1.0 + s.slope * rows)]
+    checks: list[Check] = [s.middle, lambda rows: s.whole_rest * s.step * (1.0 + s.slope * rows)]
     rate, (burst, wait) = scheduled(s.first, checks, [s.middle_alpha, s.whole_alpha])
     return Best(s.step * rate, burst, wait)
 
