@@ -41,12 +41,12 @@ def faster(frame: DataFrame) -> DataFrame:
 
 
 def head_shares(frame: DataFrame) -> DataFrame:
-    """The head's `part` of a dense draft step by shape: of head plus body, or else of the step; NaN where neither was timed."""
+    """The head's `part` of a dense draft step by shape: of head plus body, or else of the step, where these were timed."""
     dense = frame[frame["head"] == "dense"]
     times = dense.pivot_table("seconds", ["shape", "layers", "format"], "piece", aggfunc="median")
     times = times.reindex(columns=["head", "body", "projection", "step"])
     part = times["head"] / (times["head"] + times["body"])
-    return part.fillna(times["projection"] / times["step"]).rename("part").reset_index()
+    return part.fillna(times["projection"] / times["step"]).dropna().rename("part").reset_index()
 
 
 def chain(race: DataFrame, pieces: DataFrame) -> DataFrame:
