@@ -5,10 +5,11 @@ import pandas
 import pytest
 from tables import HEAD, MACHINE, TOKEN, factorial, line, pieces, race, recall_rows, results, runs, steps
 
-from flashspec.study import answers, chain, compare, figures, heads, recall, stages
+from flashspec.study import answers, chain, compare, figures, recall, stages
 from flashspec.study.frames import pivoted
 from flashspec.study.quote import NOT_HERE, digits, shown, value, verdict
 from flashspec.theory import Level, amdahl, nested
+from flashspec.theory.nested import BURSTS, WAITS, scheduled
 
 ONE = pieces(layers=(2,))
 
@@ -20,11 +21,11 @@ def test_the_chain_holds_what_was_put_in():
     assert set(found.loc[found["stage"] == "projection", "probes"]) == {64}  # a tenth of the rows
     texts = found[found["stage"] == "text, deferred"]
     assert len(texts) == 2 and texts["ratio"].to_numpy() == pytest.approx(1.65 / 1.5)  # over bfloat16, not over the faster int8
-    assert chain.head_share(ONE, "reference-draft") == pytest.approx(4 / 6)
+    assert chain.head_shares(ONE)["part"].tolist() == pytest.approx([4 / 6])
     slow = ONE.assign(seconds=ONE["seconds"].where(ONE["piece"] != "projection", 1.0))  # alone, a projection may take longer
-    assert chain.head_share(slow, "reference-draft") == pytest.approx(4 / 6)
-    assert chain.head_share(ONE[ONE["piece"].isin(["projection", "step"])], "reference-draft") == pytest.approx(4 / 6)
-    assert np.isnan(chain.head_share(ONE, "opt")) and verdict(found, name="opt") == NOT_HERE
+    assert chain.head_shares(slow)["part"].tolist() == pytest.approx([4 / 6])
+    assert chain.head_shares(ONE[ONE["piece"].isin(["projection", "step"])])["part"].tolist() == pytest.approx([4 / 6])
+    assert np.isnan(value(chain.head_shares(ONE), "part", shape="opt")) and verdict(found, name="opt") == NOT_HERE
 
 
 def test_a_question_is_answered_by_the_same_format_or_not_at_all():
@@ -72,20 +73,20 @@ def test_gains_are_those_planted_over_the_dense_head_of_the_format():
     assert chain.faster(float32).empty and chain.faster(frame[frame["head"] != "dense"]).empty
     assert set(chain.faster(frame[frame["turn"] == 0])["verdict"]) == {"too few turns"}
     at = {"layers": 4, "head": "flash", "probes": 64}
-    one = line(heads.depths(pieces()), **at)
+    one = line(chain.depths(pieces()), **at)
     assert one["share"] == pytest.approx(50.0)
     assert one["ratio"] == pytest.approx(one["predicted"]) == pytest.approx(amdahl(0.5, 4.0))
     slow = pieces().assign(seconds=lambda rows: rows["seconds"] * (1 + ((rows["piece"] == "step") & (rows["head"] == "flash"))))
-    other = line(heads.depths(slow), **at)
+    other = line(chain.depths(slow), **at)
     assert other["ratio"] == pytest.approx(other["predicted"] / 2)
     frame = pandas.concat([ONE[ONE["piece"] == "head"].assign(shape=shape) for shape in ("512x64", "512x128", "1024x64")])
-    found = heads.by_shape(heads.costs(frame))
+    found = chain.by_shape(chain.costs(frame))
     assert found["ids"].tolist() == [512, 1024] and found[64].tolist() == pytest.approx([4.0, 4.0])
-    assert found[128].isna().tolist() == [False, True] and heads.by_shape(heads.costs(ONE[ONE["head"] != "flash"])).empty
+    assert found[128].isna().tolist() == [False, True] and chain.by_shape(chain.costs(ONE[ONE["head"] != "flash"])).empty
 
 
 def test_agreement_is_told_by_kind_and_calibration_halves_what_is_missed():
-    table = heads.by_kind(recall_rows())
+    table = chain.by_kind(recall_rows())
     plain, ready = line(table, name="flash"), line(table, name="flash, calibrated")
     assert (plain["code"], plain["prose"], plain["agreement"]) == (96.0, 99.0, 97.5) and ready["agreement"] == 98.75
     assert plain["share"] == 10.0 and plain["coverage"] == 90.0
@@ -93,8 +94,8 @@ def test_agreement_is_told_by_kind_and_calibration_halves_what_is_missed():
     assert digits(value(table, "agreement", name="x")) == NOT_HERE
     timed = recall.Row("", "", "flash", "bfloat16", 1000, 64, 100, 12800, "spherical", 1, 16, clustering_seconds=30.0,
                        balancing_seconds=20.0, permutation_seconds=10.0)  # fmt: skip
-    found = heads.builds(pandas.DataFrame([vars(timed)]))
-    assert found["minutes"].tolist() == [1.0] and heads.builds(recall_rows()).empty
+    found = chain.builds(pandas.DataFrame([vars(timed)]))
+    assert found["minutes"].tolist() == [1.0] and chain.builds(recall_rows()).empty
 
 
 FACTORIAL = factorial().frame
@@ -132,11 +133,11 @@ def test_the_cost_models_schedule_is_the_best_of_its_grid():
     dense = FACTORIAL[FACTORIAL["head"] == "dense"]
     deep, one = (line(stages.schedules(dense), method=name, temperature=1.0) for name in ("hispec", "self_speculation"))
     assert deep[["draft", "check_1", "check_2", "alpha_1", "alpha_2"]].tolist() == pytest.approx([0.1, 0.2, 0.8, 0.8, 0.8])
-    tried = [nested(0.1, [Level(0.8, n, 0.2), Level(0.8, m, 0.8)]) for n in stages.BURSTS for m in stages.WAITS]
+    tried = [nested(0.1, [Level(0.8, n, 0.2), Level(0.8, m, 0.8)]) for n in BURSTS for m in WAITS]
     assert deep["predicted"] == pytest.approx(max(tokens / time for tokens, time in tried)) and deep["free"] > deep["predicted"]
-    alone = [nested(0.1, [Level(0.8, n, 0.2)]) for n in stages.BURSTS]
+    alone = [nested(0.1, [Level(0.8, n, 0.2)]) for n in BURSTS]
     assert one["predicted"] == one["free"] == pytest.approx(max(tokens / time for tokens, time in alone))
-    assert stages.scheduled(0.1, [0.2, 0.8], [deep["even"]] * 2)[0] == pytest.approx(1.0, abs=0.01)
+    assert scheduled(0.1, [0.2, 0.8], [deep["even"]] * 2)[0] == pytest.approx(1.0, abs=0.01)
     dear = line(stages.schedules(dense.assign(check_1_seconds=0.2)), method="hispec", temperature=1.0)
     assert np.isnan(dear["even"]) and dear["predicted"] < deep["predicted"]  # the control: no acceptance is enough
     assert stages.schedules(dense[dense["exits"] == ""]).empty

@@ -9,7 +9,7 @@ from typing import get_args, get_origin
 
 import pytest
 
-pytest.importorskip("seaborn")
+pytest.importorskip("matplotlib")
 pytest.importorskip("myst_nb")
 
 from flashspec.study import EXPERIMENTS, chain, compare, notebooks, parts, recall, style

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flashspec.study.claims import CLAIMS, judged, measured, scoreboard
+from flashspec.study.answers import CLAIMS, judged, measured, scoreboard
 
 CLAIMED = {
     "thesis2026": {

@@ -8,7 +8,7 @@ import pytest
 import tables
 from tables import ALPHA, LAYERS, PER_BYTE, PER_LAYER, READ, SPEED, STEP, TURNS, drafted, family, line, race, runs, steps
 
-from flashspec.study import compare, drafting, heads, stages
+from flashspec.study import chain, compare, drafting, stages
 from flashspec.theory import tokens_per_check
 
 
@@ -103,15 +103,15 @@ def test_what_acceptance_a_draft_has_and_would_need():
 
 
 def test_flashhead_pays_what_the_head_takes():
-    frame = tables.factorial().frame.assign(judged=80.0)
-    table = heads.by_share(frame)
-    assert set(table["method"]) == {"draft_model", "self_speculation", "hispec"} and np.allclose(table["kept"], 1.0)
+    frame = tables.factorial().frame
+    table = chain.by_share(frame)
+    assert set(table["method"]) == {"draft_model", "self_speculation", "hispec"}
     assert np.allclose(table["ratio"], tables.HEAD["flash"])
     deferred, eager = (table[table["finalize"] == name]["share"].mean() for name in ("deferred", "eager"))
     assert deferred == pytest.approx(eager * tables.TOKEN["deferred"])
     assert eager == pytest.approx(100 * 80 * 5e-4 / 1.105, rel=0.01)
-    fewer = frame.assign(accepted=frame["accepted"].where(frame["head"] != "flash", 35))
-    assert np.allclose(heads.by_share(fewer)["kept"], 0.5)  # the control
+    dear = chain.by_share(frame.assign(head_seconds=2 * frame["head_seconds"]))
+    assert np.allclose(dear["share"], 2 * table["share"])  # the control
 
 
 def test_a_draft_that_ran_under_two_names_counts_once(monkeypatch):

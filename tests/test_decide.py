@@ -10,12 +10,14 @@ from browser import overflow
 pytest.importorskip("pandas")
 
 from flashspec import theory
-from flashspec.study import decide, papers, stages
+from flashspec.study import papers
 from flashspec.theory import decision
 from flashspec.theory.decision import Setting
+from flashspec.theory.nested import scheduled
 
 STATIC = Path(__file__).resolve().parent.parent / "book" / "_static"
-FIELDS = decide.DESCRIBED["field"]
+WORKS = ["thesis", "yan-deep", "yan-wide", "hispec"]
+FIELDS = papers.DESCRIBED["field"]
 PLAIN = Setting(15.4, 0.06, 0.85, 6.7, 0.3, 0.8, 6.9, 0.02, 3, 2, 1.2, 0.41, 1.0, 7.3, 0.4, 0.79, 1.1)
 FORMULAS = (STATIC / "decision.js").read_text()
 RANGES = {field["name"]: (field["low"], field["high"]) for field in FIELDS} | {"exits": (0, 2)}
@@ -45,7 +47,8 @@ def address(tmp_path_factory, serve):
     site = tmp_path_factory.mktemp("site")
     head = '<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">'
     looks, code = (STATIC / "decide.css").read_text(), f"{FORMULAS}</script><script>{(STATIC / 'decide.js').read_text()}"
-    page = f"<!doctype html><html lang=en><title>x</title>{head}<style>{looks}</style>{decide.tool().data}<script>{code}</script>"
+    shown = f"{head}<style>{looks}</style>{papers.decision_tool().data}<script>{code}</script>"
+    page = f"<!doctype html><html lang=en><title>x</title>{shown}"
     (site / "index.html").write_text(page)
     return serve(site)
 
@@ -111,9 +114,9 @@ def test_the_page_fits_a_phone_and_every_control_has_a_name(visit, address, dark
 
 
 def test_presets_come_close_to_what_was_measured_and_to_what_a_paper_prints(tmp_path):
-    assert list(decide.presets(tmp_path)) == ["start", *papers.works(PLAIN)]  # without tables
-    found = decide.presets()
-    assert list(found)[:3] == ["qwen", "smollm2", "reference"] and len(found) == 3 + len(papers.works(PLAIN))
+    assert list(papers.presets(tmp_path)) == ["start", *WORKS]  # without tables
+    found = papers.presets()
+    assert list(found)[:3] == ["qwen", "smollm2", "reference"] and len(found) == 3 + len(WORKS)
     for preset in found.values():
         assert all(low <= preset.values[name] <= high for name, (low, high) in RANGES.items())
         assert preset.note.startswith(("Measured", *papers.LABELS.values()))
@@ -139,7 +142,7 @@ def test_a_decision_is_what_the_formulas_of_theory_give():
             assert max(decision.at(s, flash, s.alpha, k) for k in range(1, decision.MOST + 1)) == d[won].speedup
         flat = s._replace(exits=2, slope=0.0)
         checks, alphas = [s.middle, s.whole_rest * s.step], [s.middle_alpha, s.whole_alpha]
-        assert decision.hierarchy(flat).speedup == pytest.approx(s.step * stages.scheduled(s.first, checks, alphas)[0])
+        assert decision.hierarchy(flat).speedup == pytest.approx(s.step * scheduled(s.first, checks, alphas)[0])
     free = decision.decision(PLAIN._replace(gain=1.0, loss=0.0))
     assert free["flash_gain"] == 1.0 and free["flash_even"] == pytest.approx(PLAIN.alpha)
     assert decision.decision(PLAIN)["flash_gain"] > 1.0 > decision.decision(PLAIN._replace(loss=0.4))["flash_gain"]

@@ -9,6 +9,7 @@ import tiny
 import toys
 from shelf import refusing
 
+from flashspec.cli import plan
 from flashspec.cli.plan import draft_of
 from flashspec.decoding.method import Method
 from flashspec.heads import registry
@@ -27,7 +28,6 @@ from flashspec.measure.planning import (
 )
 from flashspec.measure.prompts import Prompt
 from flashspec.models.synthetic import synthetic
-from flashspec.study import advice
 from flashspec.theory import Costs, Interval, break_even, replayed_all, round_time, speedup, throughput, tokens_per_check
 
 PUBLISHED = {"step": 60.0, "draft": 6.69, "check": 60.0}
@@ -48,7 +48,7 @@ def test_the_recommended_k_is_the_closed_forms_best(alpha):
     assert best.method.finalize == "deferred"  # an eager final token costs a step and brings nothing
     assert best.speedup.low == best.speedup.high == pytest.approx(best.speedup.value)  # stated numbers carry no noise
     slow = advise(stated(draft=60.0), stated_rates((0.8,)), QUESTION.methods)
-    assert next(advice.lines(slow, {})).startswith("do not speculate") and advice.verdict(best) == "speculate:"
+    assert next(plan.lines(slow, {})).startswith("do not speculate") and plan.verdict(best) == "speculate:"
 
 
 def noisy(spread):
@@ -78,7 +78,7 @@ def test_the_interval_grows_with_the_noise_and_an_interval_that_holds_one_is_unc
     widths = [(f := forecast(noisy(s), texts, Method("model"))).speedup.high - f.speedup.low for s in (0.0, 0.1)]
     assert widths[0] < widths[1]
     mixed = replayed_on({"dense": [[0.0] * 40, [1.0] * 40, [0.0] * 40]})
-    assert advice.verdict(advise(stated(), mixed, QUESTION.methods)[0]).startswith("no gain shown (the interval holds 1)")
+    assert plan.verdict(advise(stated(), mixed, QUESTION.methods)[0]).startswith("no gain shown (the interval holds 1)")
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +108,11 @@ def test_a_plan_recommends_what_its_own_numbers_say(observed):
     found = advise(costs, texts, question.methods)
     rates = {m: speedup(forecast(costs, texts, m).tar, costs.costs(m)[0], m.k, costs.costs(m)[1]) for m in question.methods}
     assert rates[found[0].method] == max(rates.values()) and len(found) == len(question.writers) * 2
-    said = "\n".join(advice.lines(found, {"costs": "here"}))
+    said = "\n".join(plan.lines(found, {"costs": "here"}))
     assert "break-even" in said and "95 % interval" in said
     assert said.count("deferred") == (found[0].method.finalize == "deferred") + len(question.writers)
     for share, warned in ((2, True), (0.5, False)):
-        told = advice.lines([found[0]._replace(step=share * found[0].parts["verify"])], {})
+        told = plan.lines([found[0]._replace(step=share * found[0].parts["verify"])], {})
         assert any("beware: a check was timed shorter" in line for line in told) == warned
 
 
@@ -124,7 +124,7 @@ def test_a_head_pays_exactly_if_its_round_gets_faster_and_the_first_line_says_so
     texts = replayed_on(chances)
     costs = made(tokens={"dense": 0.6, "flash P=2": 0.3, "flash P=3": 0.35})
     cases = head_cases(costs, texts, question.writers, 3)
-    said = list(advice.head_lines(cases, {}))
+    said = list(plan.head_lines(cases, {}))
     assert said[0].startswith(f"take the {name_of(cases[0].method)} head at k = 3: ") and len(said) == 4
     for case, line in zip(cases, said, strict=False):
         ours, dense = (forecast(costs, texts, replace(m, k=3)) for m in (case.method, Method("model")))
@@ -140,7 +140,7 @@ def test_a_head_pays_exactly_if_its_round_gets_faster_and_the_first_line_says_so
 def test_a_head_that_is_not_cheaper_in_a_burst_or_keeps_too_little_does_not_pay_and_the_dense_one_is_taken(seconds, kept, pays):
     texts = replayed_on({"dense": [[1.0] * 40] * 3, "flash P=2": [[kept] * 40] * 3})
     costs = made(tokens={"dense": 0.3, "flash P=2": seconds})
-    first, second, _ = advice.head_lines(head_cases(costs, texts, WRITERS, 3), {})
+    first, second, _ = plan.head_lines(head_cases(costs, texts, WRITERS, 3), {})
     if pays:
         assert first.startswith("take the flash P=2 head at k = 3: pays, predicted")
     else:
@@ -234,12 +234,12 @@ def test_the_draft_is_the_targets_own_unless_one_is_named(cli):
 @pytest.mark.parametrize(("load", "spread", "busy"), [(0.3, 0.0, False), (0.3, 0.2, True), (1.7, 0.0, True)])
 def test_a_busy_machine_is_called_busy(load, spread, busy):
     turns = tuple({"step": 60.0 + 60 * spread * i} for i in range(3))
-    assert advice.machine(load, 2, PairCosts(turns, (1,)).spread).startswith("this machine is busy") == busy
+    assert plan.machine(load, 2, PairCosts(turns, (1,)).spread).startswith("this machine is busy") == busy
 
 
 def test_an_interval_wider_than_a_factor_of_two_gives_no_advice():
     found = advise(stated(), stated_rates((0.8,)), QUESTION.methods)[0]
-    words = [advice.verdict(found._replace(speedup=Interval(1.5, low, 2.3))) for low in (1.1, 1.2)]
+    words = [plan.verdict(found._replace(speedup=Interval(1.5, low, 2.3))) for low in (1.1, 1.2)]
     assert words[0].startswith("no advice: the interval is wider than a factor of two") and words[1] == "speculate:"
 
 

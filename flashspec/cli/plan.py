@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
 import click
 
-from flashspec.cli.flags import COUNT, NAMED, PRECISION, PROMPTS, Value, busy, given, option, with_flags
+from flashspec.cli.flags import COUNT, NAMED, PRECISION, PROMPTS, Value, busy, columns, given, option, with_flags
 from flashspec.decoding.generate import own_method
+from flashspec.decoding.method import Method
 from flashspec.decoding.models import REFERENCE, load, own_draft
 from flashspec.measure import clock
 from flashspec.measure.costs import PairCosts, name_of
 from flashspec.measure.planning import (
     FEWEST,
+    Forecast,
+    HeadCase,
     Question,
     advise,
     head_cases,
@@ -31,9 +34,10 @@ from flashspec.measure.prompts import load_prompts
 from flashspec.models.memory import device_named
 from flashspec.models.synthetic import SHAPES
 from flashspec.provenance import usable_cores
-from flashspec.study.advice import estimate, head_lines, lines, machine
 from flashspec.study.parameters import parse_value
 
+WIDE = 2.0
+VARIES = 0.2  # of the median step, between the fastest and the slowest turn of a machine that is called idle
 HEADS = {"head": ("dense", "int8", "flash"), "probes": (32, 64, 128, 256), "shortlist": (512, 2048)}
 GIVEN = {"acceptance": "given, the same for every head"}
 ENDING = 3.0  # seconds kept for the program's start and for the intervals
@@ -100,6 +104,81 @@ def draft_of(options: Options) -> str:
     if not found and not options["times"]:
         raise ValueError(f"no draft belongs to {target!r} by name: give --draft")
     return found or named
+
+
+def setting(method: Method) -> str:
+    """What to run."""
+    return f"k = {method.k}, {name_of(method)} head, final token {method.finalize}"
+
+
+def ms(seconds: float) -> str:
+    """Seconds as text in milliseconds."""
+    return f"{1000 * seconds:.3g} ms"
+
+
+def machine(load: float, cores: int, spread: float = 0.0) -> str:
+    """How idle the machine was: its load before the run, and the spread of plain decoding over the turns, where known."""
+    told = f"a load of {load:.1f} on {cores} cores before the run" + (f"; turns lie {spread:.0%} apart" if spread else "")
+    return f"this machine is busy, measure again when it is idle: {told}" if load > cores / 2 or spread > VARIES else told
+
+
+def estimate(found: tuple[Method, float], turns: int) -> str:
+    """The estimate after this many turns, without an interval."""
+    method, speed = found
+    return f"{'first estimate' if turns == 1 else f'after {turns} turns'}: {setting(method)}: about {speed:.2f}x plain decoding"
+
+
+def lines(found: Sequence[Forecast], sources: Mapping[str, str]) -> Iterator[str]:
+    """The recommendation, which is the first forecast, and a table of all; `sources` say where numbers come from."""
+    best, k = found[0], found[0].method.k
+    speed = "{:.2f}x plain decoding (95 % interval {:.2f} to {:.2f})".format(*best.speedup)
+    yield f"{verdict(best)} {setting(best.method)}: predicted {speed}, {best.rate:.3g} tokens/s"
+    names = {"draft": f"{k} drafts"}
+    spent = [f"{names.get(name, name)} {ms(time)}" for name, time in best.parts.items() if time or name == "draft"]
+    yield f"a round: {' + '.join(spent)}; {best.tar:.2f} tokens a check; plain decoding {ms(best.step)} a token"
+    acceptance, tar, draft = best.needs
+    first = "no acceptance is enough" if acceptance is None else f"acceptance {acceptance:.2f}"
+    last = "not even a free draft pays" if draft is None else f"a draft step of {ms(draft)}"
+    yield f"break-even at k = {k}, each alone: {first}, {tar:.2f} tokens a check, {last}"
+    if best.parts["verify"] < best.step:
+        yield "beware: a check was timed shorter than one plain token, so part of this gain is how single rows were timed"
+    rows = [["head", "k", "final token", "tokens/s", "x plain", "95 % interval"]]
+    for each in found:
+        (value, low, high), method = each.speedup, each.method
+        who = [name_of(method), str(method.k), method.finalize]
+        rows.append([*who, f"{each.rate:.3g}", f"{value:.2f}", f"{low:.2f} to {high:.2f}"])
+    yield from columns([*rows, ["plain decoding", "", "", f"{1 / best.step:.3g}", "1", ""]])
+    yield "from: " + "; ".join(f"{name} {source}" for name, source in sources.items())
+
+
+def verdict(best: Forecast) -> str:
+    """Whether to speculate; no advice where the interval is wider than a factor of two."""
+    if best.speedup.high > WIDE * best.speedup.low:
+        return "no advice: the interval is wider than a factor of two, measure longer or more texts; the best so far:"
+    if best.speedup.value < 1.0:
+        return "do not speculate; even the best setting loses,"
+    return "speculate:" if best.speedup.low > 1.0 else "no gain shown (the interval holds 1); the best would be"
+
+
+def head_lines(cases: Sequence[HeadCase], sources: Mapping[str, str]) -> Iterator[str]:
+    """The head to use, the reason and the runners-up, each compared with the dense head."""
+    best, *others = cases
+    why = "no cheap head keeps enough; " if name_of(best.method) == "dense" else ""
+    yield f"take the {name_of(best.method)} head at k = {best.method.k}: {why}{reason_of(best)}"
+    yield from (f"runner-up: {name_of(case.method)}: {reason_of(case)}" for case in others)
+    yield "from: " + "; ".join(f"{name} {source}" for name, source in sources.items())
+
+
+def reason_of(case: HeadCase) -> str:
+    """The cheap-head gate in one clause (SlimSpec, arXiv 2605.10453)."""
+    if name_of(case.method) == "dense":
+        share = case.kappa / (1 + case.kappa)
+        return f"what the others are compared with; {ms(case.seconds)} a drafted token, drafting {share:.1%} of a round"
+    return (
+        f"{'pays' if case.pays else 'does not pay'}, predicted {case.gain:.3f}x the dense head's tokens/s; "
+        f"{ms(case.seconds)} a drafted token, {case.nu:.2f} of one with the dense head; "
+        f"keeps {case.kept:.1%} of the dense head's tokens a check and must keep more than {case.gate:.1%} to pay"
+    )
 
 
 @click.command("plan")

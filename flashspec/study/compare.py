@@ -17,17 +17,23 @@ SIDE = [*CONTEXT, *WHO, "finalize"]
 SETTING = ["k", "probes", "shortlist", "exits", "interval", "finalize"]  # what `best` chooses
 DENSE = ("dense", "int8", "int4")  # heads that score every id
 NUMBERS = ["ratio", "low", "high", "prompts", "same_text", "verdict"]
+PAIRED = ["turn", "seconds", "emitted", "text_digest", "twin"]
 FEWEST, MANY, DRAWS = 3, 16, 2000
 NONE = Interval(np.nan, np.nan, np.nan)
 
 
+def totals(rows: DataFrame, by: Sequence[str]) -> DataFrame:
+    """Sums of each group of runs, with tokens per second (`rate`) and per check (`tar`)."""
+    sums = rows.groupby(list(by), dropna=False)[["emitted", "seconds", "drafted", "accepted", "rounds"]].sum().reset_index()
+    checks = sums["rounds"].where(sums["rounds"] > 0)
+    return sums.assign(rate=sums["emitted"] / sums["seconds"], tar=1 + sums["accepted"] / checks)
+
+
 def best(frame: DataFrame, by: Sequence[str] = (*CONTEXT, *WHO)) -> DataFrame:
     """The rows of the setting (k, probes, exits, ...) with the most tokens a second, in each group of these columns."""
-    rows, chosen = frame[~frame["screened"]], [name for name in SETTING if name not in by]
-    sums = rows.groupby([*by, *chosen], dropna=False)[["emitted", "seconds"]].sum()
-    rate = (sums["emitted"] / sums["seconds"]).rename("rate").reset_index()
-    first = rate.sort_values("rate", ascending=False, kind="stable")
-    return rows.merge(first.drop_duplicates(list(by))[[*by, *chosen]], on=[*by, *chosen])
+    rows, keys = frame[~frame["screened"]], [*by, *(name for name in SETTING if name not in by)]
+    ranked = totals(rows, keys).sort_values("rate", ascending=False, kind="stable")
+    return rows.merge(ranked.drop_duplicates(list(by))[keys], on=keys)
 
 
 def gain(frame: DataFrame, over: Mapping[str, Any], by: Sequence[str] = CONTEXT, each: Sequence[str] = WHO) -> DataFrame:
@@ -58,16 +64,18 @@ def paired(above: DataFrame, below: DataFrame, on: Sequence[str]) -> DataFrame:
     Both must print plain decoding's text under exact methods, and a rule and temperature with one text per seed: `wrong` are
     those whose float32 twins do not.
     """
-    columns, sides = [*on, "turn", "seconds", "emitted", "text_digest", "twin"], list[DataFrame]()
-    for rows in (above, below):
-        owed = (rows["method"] != "hispec_typical") & ((rows["temperature"] == 0) | (rows["rule"] == "coupling"))
-        sides.append(rows.assign(twin=rows["twin_digest"].where(owed, "")))
-    both = sides[0].merge(sides[1][columns], on=[*on, "turn"], suffixes=("", "_below"))
+    both = owing(above).merge(owing(below)[[*on, *PAIRED]], on=[*on, "turn"], suffixes=("", "_below"))
     return both.assign(
         below=both["seconds_below"] * both["emitted"] / both["emitted_below"],
         same=(both["text_digest"] == both["text_digest_below"]) & (both["text_digest"] != ""),
         wrong=(both["twin"] != both["twin_below"]) & (both["twin"] != "") & (both["twin_below"] != ""),
     )
+
+
+def owing(rows: DataFrame) -> DataFrame:
+    """Runs with the digest of the float32 text that they must print, their `twin`; empty where they owe none."""
+    owed = (rows["method"] != "hispec_typical") & ((rows["temperature"] == 0) | (rows["rule"] == "coupling"))
+    return rows.assign(twin=rows["twin_digest"].where(owed, ""))
 
 
 def over_prompts(pairs: DataFrame, unit: Sequence[str]) -> dict[str, Any]:
@@ -82,6 +90,13 @@ def over_prompts(pairs: DataFrame, unit: Sequence[str]) -> dict[str, Any]:
     if pairs["wrong"].any():
         found = dict.fromkeys(found, np.nan) | {"verdict": "refused: the float32 twins give different texts"}
     return {**found, "prompts": prompts, "same_text": sums["same"].mean()}
+
+
+def ratios(pairs: DataFrame, by: Sequence[str], statistic: Callable[..., Any] = np.sum) -> DataFrame:
+    """One line per group of pairs: how many times `seconds` the `seconds_below` are, over turns as `over` says."""
+    found = groups(pairs, by, sort=False)
+    lines = [{**who, "turns": len(rows), **over(rows["seconds_below"], rows["seconds"], statistic)} for who, rows in found]
+    return framed(lines, [*by, "turns", "ratio", "low", "high", "verdict"])
 
 
 def over(below: Any, above: Any, statistic: Callable[..., Any] = np.sum, prompts: int | None = None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from flashspec.models.family import TOLERANCE
-from flashspec.study.compare import CONTEXT, NONE, best, gain, over, spearman, speedups
+from flashspec.study.compare import CONTEXT, NONE, best, gain, ratios, spearman, speedups, totals
 from flashspec.study.frames import DataFrame, framed, groups, joined
 from flashspec.theory import Interval
 from flashspec.theory.rounds import acceptance_for
@@ -32,12 +32,11 @@ def drafted(frame: DataFrame) -> DataFrame:
 def pace(frame: DataFrame) -> DataFrame:
     """One line per draft and context: tokens per second at its best setting, and tokens per check at the k nearest to NEAR."""
     rows = drafted(frame)
-    sums = best(rows, KEYS).groupby(KEYS)[["emitted", "seconds"]].sum()
     apart = (rows["k"] - NEAR).abs()
-    near = rows[apart == apart.groupby([rows[name] for name in KEYS]).transform("min")]
-    kept = near.groupby(KEYS)[["accepted", "rounds"]].sum()
-    tar = 1 + kept["accepted"] / kept["rounds"].where(kept["rounds"] > 0)
-    return rows.groupby(KEYS)[["layers", "body"]].first().assign(rate=sums["emitted"] / sums["seconds"], tar=tar).reset_index()
+    near = totals(rows[apart == apart.groupby([rows[name] for name in KEYS]).transform("min")], KEYS)
+    sizes = rows.groupby(KEYS)[["layers", "body"]].first().reset_index()
+    fastest = totals(best(rows, KEYS), KEYS)
+    return sizes.merge(fastest[[*KEYS, "rate"]]).merge(near[[*KEYS, "tar"]])
 
 
 def itself(family: DataFrame) -> DataFrame:
@@ -85,19 +84,18 @@ def required(frame: DataFrame) -> DataFrame:
     acceptance at which the draft's rounds, as timed, are as fast as plain decoding, `best` as fast as the fastest draft and
     head. NaN where no acceptance is enough.
     """
-    rows = drafted(frame)
-    rows = best(rows[(rows["method"] == "draft_model") & (rows["finalize"] == "deferred")], [*KEYS, "head"])
-    runs = rows.groupby([*KEYS, "head", "k"])
-    table = runs[["emitted", "seconds", "accepted", "rounds"]].sum().assign(burst=runs["burst_seconds"].median()).reset_index()
-    plain = frame[frame["method"] == "baseline"].groupby(CONTEXT)[["emitted", "seconds"]].sum()
-    table = table.merge((plain["seconds"] / plain["emitted"]).rename("plain"), on=CONTEXT)
-    per_token, a_round = table["seconds"] / table["emitted"], table["seconds"] / table["rounds"]
-    fastest = per_token.groupby([table[name] for name in CONTEXT]).transform("min")
-    tokens = {"alpha": 1 + table["accepted"] / table["rounds"], "even": a_round / table["plain"], "best": a_round / fastest}
+    rows, keys = drafted(frame), [*KEYS, "head", "k"]
+    rows = best(rows[(rows["method"] == "draft_model") & (rows["finalize"] == "deferred")], keys[:-1])
+    burst = rows.groupby(keys)["burst_seconds"].median().rename("burst")
+    plain = totals(frame[frame["method"] == "baseline"], CONTEXT)[[*CONTEXT, "rate"]]
+    table = totals(rows, keys).join(burst, on=keys).merge(plain, on=CONTEXT, suffixes=("", "_plain"))
+    a_round, fastest = table["seconds"] / table["rounds"], table.groupby(CONTEXT)["rate"].transform("max")
+    tokens = {"alpha": table["tar"], "even": a_round * table["rate_plain"], "best": a_round * fastest}
     for name, found in tokens.items():
         pairs = zip(found, table["k"], strict=True)
         table[name] = [acceptance_for(tar, k) if tar <= k + 1 else np.nan for tar, k in pairs]
-    return table.assign(step=table["burst"] / table["k"] / table["plain"], speedup=table["plain"] / per_token)
+    table["speedup"] = table["rate"] / table["rate_plain"]
+    return table.assign(step=table["burst"] / table["k"] * table["rate_plain"])
 
 
 def designed(frame: DataFrame) -> str:
@@ -134,16 +132,13 @@ def steps(frame: DataFrame) -> DataFrame:
 
 def depth_gains(frame: DataFrame) -> DataFrame:
     """Seconds of the deepest shape over those of the shallowest with as many parameters in its layers, paired by turn."""
-    lines = []
-    for facts, mine in groups(timed_steps(frame), SAME, sort=False):
-        deep = mine[mine["layers"] == mine["layers"].max()]
-        alike = mine[(mine["body"] / deep["body"].iloc[0] - 1).abs() <= TOLERANCE]
-        shallow = alike[alike["layers"] == alike["layers"].min()]
-        pair = shallow.merge(deep, on="turn", suffixes=("", "_deep"))
-        depths = {"deep": int(deep["layers"].iloc[0]), "shallow": int(shallow["layers"].iloc[0])}
-        if depths["shallow"] < depths["deep"]:
-            lines.append({**facts, **depths, "turns": len(pair), **over(pair["seconds_deep"], pair["seconds"])})
-    return framed(lines, [*SAME, "deep", "shallow", "ratio", "low", "high", "turns", "verdict"])
+    rows = timed_steps(frame)
+    deep = rows[rows["layers"] == rows.groupby(SAME, dropna=False)["layers"].transform("max")]
+    both = rows.merge(deep, on=[*SAME, "turn"], suffixes=("", "_below"))
+    both = both[(both["body"] / both["body_below"] - 1).abs() <= TOLERANCE]
+    least = both.groupby(SAME, dropna=False)["layers"].transform("min")
+    both = both[(both["layers"] == least) & (least < both["layers_below"])]
+    return ratios(both.rename(columns={"layers": "shallow", "layers_below": "deep"}), [*SAME, "deep", "shallow"])
 
 
 def fit(frame: DataFrame) -> dict[str, float]:
@@ -151,12 +146,13 @@ def fit(frame: DataFrame) -> dict[str, float]:
 
     Least squares over all shapes, each weighted by its own time; NaN for fewer than three shapes.
     """
+    from scipy.optimize import nnls
+
     table = steps(frame)
     if len(table) < 3:
         return dict.fromkeys(("per_layer", "bandwidth", "share"), np.nan)
     sides = table[["layers", "bytes"]].to_numpy(dtype=float)
     scale = sides.max(axis=0)
-    found = np.linalg.lstsq(sides / scale / table[["seconds"]].to_numpy(), np.ones(len(table)), rcond=None)[0] / scale
-    per_layer, per_byte = (max(0.0, float(value)) for value in found)
+    per_layer, per_byte = nnls(sides / scale / table[["seconds"]].to_numpy(), np.ones(len(table)))[0] / scale
     share = (per_layer * table["layers"] / table["seconds"]).clip(upper=1.0).median()
     return {"per_layer": per_layer, "bandwidth": 1 / per_byte if per_byte else np.inf, "share": float(share)}

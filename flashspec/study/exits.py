@@ -84,31 +84,29 @@ def counted(params: Params, target: str) -> Iterator[Row]:
         raise ValueError(f"depth must name a layer below the target's {layers}, got {params.depth}")
     prompts = load_prompts(params.prompts or None, params.per_kind, models)
     for kind in dict.fromkeys(prompt.kind for prompt in prompts):
-        found = [compared(models, p, depths) for p in prompts if p.kind == kind]
-        who: dict[str, Any] = {"target": short_name(target), "source": "prompts", "kind": kind}
-        for low, high in found[0]:
-            total = torch.stack([each[low, high] for each in found]).sum(0).tolist()
-            counts = dict(zip(COUNTS, map(round, total), strict=False))
-            means = {name: value / total[0] for name, value in zip(MEANS, total[len(COUNTS) :], strict=True)}
-            yield Row(depth=low, against=high, layers=layers, adapted=low in models.exits, **who, **counts, **means)
+        sums = torch.stack([compared(models, prompt, depths) for prompt in prompts if prompt.kind == kind]).sum(0)
+        who: dict[str, Any] = {"target": short_name(target), "source": "prompts", "kind": kind, "layers": layers}
+        for (low, high), found in zip(combinations(depths, 2), sums.tolist(), strict=True):
+            counts = dict(zip(COUNTS, map(round, found), strict=False))
+            means = {name: value / found[0] for name, value in zip(MEANS, found[len(COUNTS) :], strict=True)}
+            yield Row(depth=low, against=high, adapted=low in models.exits, **who, **counts, **means)
 
 
 @torch.inference_mode()
-def compared(models: Models, prompt: Prompt, depths: list[int]) -> dict[tuple[int, int], Tensor]:
-    """COUNTS and sums of MEANS for every pair of depths on one prompt."""
-    ids, found = torch.tensor(prompt.ids), {}
+def compared(models: Models, prompt: Prompt, depths: list[int]) -> Tensor:
+    """COUNTS and sums of MEANS for every pair of depths on one prompt, a row [pairs, 8] each."""
+    ids = torch.tensor(prompt.ids)
     rows = rows_at(models.target, ids[None, :-1], tuple(depths), models.exits)
-    heads = {depth: DenseHead(models.exit_norm(depth), models.target.head_weight) for depth in depths}
-    logs = {depth: heads[depth](row).logits.log_softmax(-1).double() for depth, row in rows.items()}
-    best = {depth: log.argmax(-1) for depth, log in logs.items()}
-    five = {depth: log.topk(min(5, log.shape[1])).indices for depth, log in logs.items()}
-    losses = {depth: -log.gather(1, ids[1:, None]).sum() for depth, log in logs.items()}
-    for low, high in combinations(depths, 2):
-        same, right = best[low] == best[high], best[low] == best[depths[-1]]
+    heads = [DenseHead(models.exit_norm(depth), models.target.head_weight) for depth in depths]
+    logs = [head(rows[depth]).logits.log_softmax(-1).double() for head, depth in zip(heads, depths, strict=True)]
+    best, five = [log.argmax(-1) for log in logs], [log.topk(min(5, log.shape[1])).indices for log in logs]
+    losses, lines = [-log.gather(1, ids[1:, None]).sum() for log in logs], []
+    for low, high in combinations(range(len(depths)), 2):
+        same, right = best[low] == best[high], best[low] == best[-1]
         counts = [same.sum(), right.sum(), (same & right).sum(), (five[low] == best[high][:, None]).any(1).sum()]
         means = [torch.minimum(logs[low], logs[high]).exp().sum(), losses[low], losses[high]]
-        found[low, high] = torch.tensor([len(ids) - 1, *counts, *means], dtype=torch.float64)
-    return found
+        lines.append([len(ids) - 1, *counts, *means])
+    return torch.tensor(lines, dtype=torch.float64)
 
 
 def trained(params: Params, target: str) -> Iterator[Row]:

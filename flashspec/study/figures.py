@@ -6,11 +6,13 @@ from functools import reduce
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from flashspec.study import chain, drafting, heads, papers, stages
+import numpy as np
+
+from flashspec.study import chain, drafting, papers, stages
 from flashspec.study.compare import DENSE, WHO, sampled, speedups
-from flashspec.study.frames import DataFrame, joined
+from flashspec.study.frames import DataFrame, framed, joined
 from flashspec.study.quote import named
-from flashspec.study.style import SHADES, colour, drawn, forest, keyed, overlaid, page, plain_ticks, points, shaded, stacked
+from flashspec.study.style import SHADES, colour, drawn, forest, overlaid, panelled, plotted, shaded
 from flashspec.study.timeline import SPENT, timeline
 from flashspec.theory import amdahl
 
@@ -23,7 +25,7 @@ __all__ = [
 ]  # fmt: skip
 
 STYLES, MARKS = ("-", ":", "--", "-."), "os^D"
-PLAIN = "times plain decoding's speed"
+PLAIN, OVER = "times plain decoding's speed", "FlashHead over dense, times faster"
 
 
 def who(table: DataFrame, *columns: str) -> DataFrame:
@@ -41,29 +43,26 @@ def answers(*results: Any, lines: DataFrame) -> Figure:
     table = known.assign(line=known["question"], rank=known["question"].factorize()[0])
     figure = forest(overlaid(table.sort_values(["temperature", "rule"], kind="stable")), "times faster", 0.5)
     figure.axes[0].set_xscale("log")
-    plain_ticks(figure.axes[0])
     return figure
 
 
 @drawn
 def waterfall(results: Any, pieces: Any) -> Figure:
     """FlashHead over the dense head of the same format at every stage: the thesis beside what was measured here."""
-    figure = page(4.4)
-    axis, table = figure.subplots(), chain.chain(results.frame, pieces.frame)
-    thesis = [papers.THESIS[name] for name in ("projection", "draft_step", "eager", "deferred")]
-    axis.plot(range(len(thesis)), thesis, "s-", color=colour("thesis"), label="the thesis")
+    table, thesis = chain.chain(results.frame, pieces.frame), ("projection", "draft_step", "eager", "deferred")
+    printed = {"ratio": [papers.THESIS[name] for name in thesis], "mark": "s-", "shade": colour("thesis"), "label": "the thesis"}
+    shown = [framed({"at": range(len(thesis)), **printed})]
     for place, (name, lines) in enumerate(table.groupby("name")):
         for number, sampling in enumerate(sorted(set(lines["sampling"]) - {""}) or [""]):
             rows = lines[lines["sampling"].isin(["", sampling])].drop_duplicates("stage")
             at = rows["stage"].map(chain.STAGES.index) + 0.06 * place + 0.02 * number
             looks = {"shade": SHADES[place % len(SHADES)], "mark": "o" + STYLES[number % len(STYLES)]}
             looks["label"] = f"{named(name)}, {sampling}".removesuffix(", ")
-            points(axis, rows.assign(at=at, **looks).sort_values("at"), "at", "ratio")
-    axis.axhline(1, color="#666666", linewidth=1)
-    axis.set_xticks(range(len(chain.STAGES)), [stage.replace(", ", ",\n") for stage in chain.STAGES])
-    axis.set(yscale="log", ylabel="FlashHead over dense, times faster", xlim=(-0.4, len(chain.STAGES) - 0.6))
-    plain_ticks(axis)
-    return keyed(figure)
+            shown.append(rows.assign(at=at, **looks).sort_values("at"))
+    ticks = {"xticks": range(len(chain.STAGES)), "xticklabels": [stage.replace(", ", ",\n") for stage in chain.STAGES]}
+    figure = plotted(joined(shown), "at", "ratio", 4.4, yscale="log", ylabel=OVER, xlim=(-0.4, len(chain.STAGES) - 0.6), **ticks)
+    figure.axes[0].axhline(1, color="#666666", linewidth=1)
+    return figure
 
 
 @drawn
@@ -77,20 +76,18 @@ def throughput(results: Any) -> Figure:
 @drawn
 def head_share(*results: Any) -> Figure:
     """FlashHead over the dense head against the head's share of the time; the line is a head that costs nothing."""
-    figure = page(4.2)
-    axis = figure.subplots()
-    table = sampled(joined(heads.by_share(each.frame) for each in results)).dropna(subset=["share", "ratio"])
+    table = sampled(joined(chain.by_share(each.frame) for each in results)).dropna(subset=["share", "ratio"])
     table = table[table["finalize"] == "deferred"]
     names = table["target"] + " with " + table["draft"].where(table["draft"] != "", table["method"]).map(named)
     marks = [MARKS[place // len(SHADES) % len(MARKS)] for place in names.factorize()[0]]
     looks = {"label": names, "shade": shaded(names), "mark": marks, "hollow": table["temperature"] > 0}
-    points(axis, table.assign(**looks), "share", "ratio")
-    shares = [share / 10 for share in range(int(10 * table["share"].max(skipna=True) + 20) if len(table) else 10)]
+    across = "dense head's share of the time, % (filled: greedy, hollow: sampled)"
+    figure = plotted(table.assign(**looks), "share", "ratio", 4.2, xlabel=across, ylabel=OVER)
+    axis, shares = figure.axes[0], np.linspace(0, table["share"].max() + 2 if len(table) else 1)
     axis.plot(shares, [amdahl(share / 100, inf) for share in shares], "--", color="#666666", label="a head that costs nothing")
     axis.axhline(1, color="#666666", linewidth=1)
-    axis.set(xlim=(0, None), ylabel="FlashHead over dense, times faster")
-    axis.set_xlabel("dense head's share of the time, % (filled: greedy, hollow: sampled)")
-    return keyed(figure)
+    axis.set_xlim(0)
+    return figure
 
 
 @drawn
@@ -102,21 +99,26 @@ def final_token(results: Any) -> Figure:
 @drawn
 def ledger(results: Any) -> Figure:
     """Milliseconds per token by part as timed alone, stacked; the black tick is the measured total."""
-    table = stages.stages(results.frame).dropna(subset=["predicted"])
-    return stacked(who(table, "finalize"), SPENT, "ms")
+    table = who(stages.stages(results.frame).dropna(subset=["predicted"]), "finalize")
+    figure, panels = panelled(table, 0.28, "milliseconds a token")
+    for axis, lines in panels:
+        left: Any = 0.0
+        for part, shade in SPENT.items():
+            label = part if lines[part].any() else None
+            axis.barh(lines["spot"], lines[part], left=left, height=0.65, color=shade, label=label)
+            left = left + lines[part].fillna(0.0)
+        axis.plot(lines["ms"], lines["spot"], "|", color="black", markersize=11, label="measured whole")
+    return figure
 
 
 @drawn
 def head_recall(results: Any) -> Figure:
     """Agreement with the dense head against megabytes read for one row; filled where calibrated ids are scored always."""
-    figure = page(4.0)
-    axis, table = figure.subplots(), heads.usual(heads.recalls(results.frame)).sort_values("megabytes")
+    table = chain.usual(chain.recalls(results.frame)).sort_values("megabytes")
     names = table["draft"] + ", " + table["name"] if table["draft"].nunique() > 1 else table["name"]
     looks = {"label": names, "shade": table["head"].map(colour), "mark": "o:", "hollow": table["calibrated"].ne(True)}
-    points(axis, table.assign(**looks), "megabytes", "agreement")
-    axis.set(xscale="log", xlabel="megabytes read for one row", ylabel="agrees with the dense head, % of rows")
-    plain_ticks(axis)
-    return keyed(figure)
+    words = {"xlabel": "megabytes read for one row", "ylabel": "agrees with the dense head, % of rows"}
+    return plotted(table.assign(**looks), "megabytes", "agreement", 4.0, xscale="log", **words)
 
 
 @drawn
@@ -132,30 +134,27 @@ def draft_race(results: Any) -> Figure:
 @drawn
 def draft_steps(results: Any) -> Figure:
     """Milliseconds of a draft step over layers, one line for each set of shapes with equal parameters in their layers."""
-    figure = page(3.4)
-    axis, table = figure.subplots(), drafting.steps(results.frame)
+    table = drafting.steps(results.frame)
     varied = [name for name in drafting.SAME if name == "base" or table[name].nunique() > 1]
     names = table[varied].astype(str).agg(", ".join, axis=1) if len(table) else table["base"]
     table = table.assign(label=names, shade=shaded(names), mark="o-").sort_values("layers", kind="stable")
-    points(axis, table, "layers", "ms")
-    axis.set(xlabel="layers", ylabel="milliseconds a step", xscale="log", yscale="log")
-    plain_ticks(axis)
-    return keyed(figure)
+    words = {"xlabel": "layers", "ylabel": "milliseconds a step"}
+    return plotted(table, "layers", "ms", 3.4, xscale="log", yscale="log", **words)
 
 
 @drawn
 def predicted_measured(results: Any) -> Figure:
     """Measured against predicted tokens per second, one dot per setting and half of its prompts; the band is 5 % wide."""
-    figure = page(4.0)
-    axis, table = figure.subplots(), sampled(stages.predictions(results.frame))
+    table = sampled(stages.predictions(results.frame))
     table = table.assign(**{name: table["emitted"] / table[name] for name in ("predicted", "seconds")})
-    points(axis, table.assign(label=table["sampling"], shade=shaded(table["sampling"])), "predicted", "seconds", alpha=0.5)
+    looks = {"label": table["sampling"], "shade": shaded(table["sampling"]), "alpha": 0.5}
+    words = {"xlabel": "predicted tokens a second", "ylabel": "measured tokens a second"}
+    figure = plotted(table.assign(**looks), "predicted", "seconds", 4.0, **words)
     if len(table):
         ends = [0.9 * table["seconds"].min(), 1.1 * table["seconds"].max()]
         low, high = ([share * end for end in ends] for share in (0.95, 1.05))
-        axis.fill_between(ends, low, high, color="#666666", alpha=0.2, label="5 % off")
-    axis.set(xlabel="predicted tokens a second", ylabel="measured tokens a second")
-    return keyed(figure)
+        figure.axes[0].fill_between(ends, low, high, color="#666666", alpha=0.2, label="5 % off")
+    return figure
 
 
 @drawn

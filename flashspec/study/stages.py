@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,7 @@ import numpy as np
 from flashspec.study import compare
 from flashspec.study.compare import CONTEXT, DENSE, SETTING, SIDE, UNIT, WHO, best, gain, like_for_like, paired, sampled, speedups
 from flashspec.study.frames import DataFrame, framed, groups, joined
-from flashspec.theory import Level, nested
-from flashspec.theory.nested import BURSTS, WAITS
+from flashspec.theory.nested import scheduled
 
 PARTS = ("prompt", "plain steps", "drafting", "middle checks", "full checks", "final token", "loop")
 PLACE = [*CONTEXT, "method", "draft", "exits", "k", "interval"]
@@ -106,24 +104,16 @@ def rounds(frame: DataFrame, keys: list[str]) -> DataFrame:
     return found[list(times)].median().assign(**shares, step=step, waiting=waiting).reset_index()
 
 
-def scheduled(draft: float, checks: Sequence[float], alphas: Sequence[float]) -> tuple[float, tuple[int, ...]]:
-    """Tokens a unit of time at the best of all schedules, and that schedule."""
-    found = []
-    for every in product(BURSTS, *[WAITS] * (len(checks) - 1)):
-        tokens, time = nested(draft, [Level(*level) for level in zip(alphas, every, checks, strict=True)])
-        found.append((tokens / time, every))
-    return max(found)
-
-
 def evened(draft: float, checks: Sequence[float]) -> float:
     """The acceptance at every verifier with which the best schedule settles one token a unit of time; NaN where none does."""
-    low, high = 0.0, 1.0
-    if scheduled(draft, checks, [high] * len(checks))[0] < 1:
+    from scipy.optimize import brentq
+
+    def spare(alpha: float) -> float:
+        return scheduled(draft, checks, [alpha] * len(checks))[0] - 1
+
+    if spare(1.0) < 0:
         return float("nan")
-    for _ in range(12):
-        middle = (low + high) / 2
-        low, high = (low, middle) if scheduled(draft, checks, [middle] * len(checks))[0] >= 1 else (middle, high)
-    return high
+    return float(brentq(spare, 0.0, 1.0)) if spare(0.0) < 0 else 0.0
 
 
 def factors(frame: DataFrame) -> DataFrame:
@@ -161,20 +151,19 @@ def effects(frame: DataFrame) -> DataFrame:
     """
     rows = best(frame[frame["method"] != "baseline"], [*CONTEXT, "method", "draft", "exits", "head", "finalize"])
     place = (rows["draft"].where(rows["draft"] != "", rows["method"]) + " " + rows["exits"]).str.strip()
-    rows, lines = rows.assign(place=place, cost=np.log(rows["seconds"] / rows["emitted"])), list[dict[str, Any]]()
+    rows, lines = rows.assign(place=place, speed=np.log(rows["emitted"] / rows["seconds"])), list[dict[str, Any]]()
     base = {"head": "dense", "finalize": "eager", "place": place.iloc[0] if len(place) else ""}
     for facts, mine in groups(rows, CONTEXT):
-        cells = mine.pivot_table("cost", ["kind", "prompt"], list(base))
-        if not all(below in cells.columns.unique(name) for name, below in base.items()):
-            continue
-        levels = [(name, level) for name in base for level in cells.columns.unique(name) if level != base[name]]
-        for name, level in levels:
-            gained = cells.xs(base[name], axis=1, level=name) - cells.xs(level, axis=1, level=name)
-            lines.append({**facts, "effect": level, "at": "", **_geometric(gained)})
-            for other, there in levels[levels.index((name, level)) + 1 :]:
-                if other != name:
-                    more = gained.xs(there, axis=1, level=other) - gained.xs(base[other], axis=1, level=other)
-                    lines.append({**facts, "effect": level, "at": there, **_geometric(more)})
+        cells = mine.pivot_table("speed", ["kind", "prompt"], list(base))
+        found = {name: cells.columns.unique(name) for name in base}
+        levels = [(name, level) for name in base for level in found[name] if level != base[name]]
+        for number, one in enumerate(levels if all(base[name] in found[name] for name in base) else []):
+            for more in ([], *([other] for other in levels[number + 1 :] if other[0] != one[0])):
+                gained = cells
+                for name, level in [one, *more]:
+                    gained = gained.xs(level, axis=1, level=name) - gained.xs(base[name], axis=1, level=name)
+                at = more[0][1] if more else ""
+                lines.append({**facts, "effect": one[1], "at": at, **_geometric(gained)})
     return framed(lines, [*CONTEXT, "effect", "at", "ratio", "low", "high", "prompts", "verdict"])
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,7 +27,8 @@ COLOURS = {  # of the thesis, and of heads; others are grey
     "vocab_trim": "#882255", "fr_spec": "#CC79A7", "preview": "#999933",
 }  # fmt: skip
 SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5f6368")
-MARKED = {"label": "", "up": 0.0, "hollow": False, "mark": "o", "rank": 0.0}  # columns at their defaults
+MARKED = {"label": "", "hollow": False, "mark": "o", "alpha": 1.0, "up": 0.0, "rank": 0.0}  # columns at their defaults
+LOOKS = ["shade", "label", "hollow", "mark", "alpha"]
 WIDTH, ACROSS = 7.0, 3  # inches, and panels
 
 
@@ -62,9 +63,8 @@ def drawn(draw: Callable[..., Figure]) -> Callable[..., Picture]:
     def picture(*results: Any, **options: Any) -> Picture:
         import matplotlib
 
-        settings: Any = look()
-        with matplotlib.rc_context(settings):
-            figure = draw(*results, **options)
+        with matplotlib.rc_context(look()):
+            figure = finished(draw(*results, **options))
             tables = dict.fromkeys(f"{each.path.parent.name}/{each.path.stem}" for each in results)
             machines = dict.fromkeys(each.machine for each in results)
             facts = {"Identifier": f"figures.{draw.__name__}", "Relation": " ".join(tables), "Coverage": "; ".join(machines)}
@@ -103,22 +103,28 @@ def page(height: float) -> Figure:
     return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
+def finished(figure: Figure) -> Figure:
+    """Numbers of logarithmic axes as 1, 2, 5, 10 instead of powers, and one legend of everything labelled beside the panels."""
+    from matplotlib.ticker import LogLocator
+
+    found = dict[str, Any]()
+    for axis in figure.axes:
+        found |= {name: mark for mark, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+        for side in (each for each in (axis.xaxis, axis.yaxis) if each.get_scale() == "log"):
+            side.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+            side.set_major_formatter("{x:g}")
+            side.set_minor_formatter("")
+    if found:
+        names = [fill(name, 22) for name in found]
+        figure.legend(found.values(), names, loc="outside right upper", fontsize=8, labelspacing=0.7)
+    return figure
+
+
 def svg(figure: Figure, facts: dict[str, str]) -> str:
     """The figure as SVG text with its origin and without a date, so that the same table gives the same bytes."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, **facts})
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
-
-
-def plain_ticks(axis: Axes) -> None:
-    """Write the numbers of logarithmic axes as 1, 2, 5, 10 instead of powers."""
-    from matplotlib.ticker import LogLocator
-
-    for side, scale in ((axis.xaxis, axis.get_xscale()), (axis.yaxis, axis.get_yscale())):
-        if scale == "log":
-            side.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
-            side.set_major_formatter("{x:g}")
-            side.set_minor_formatter("")
 
 
 def shaded(names: Any) -> list[str]:
@@ -131,17 +137,26 @@ def marked(table: DataFrame) -> DataFrame:
     return table.assign(**{name: value for name, value in MARKED.items() if name not in table})
 
 
-def points(axis: Axes, table: DataFrame, x: str, y: str, along: str = "y", **looks: Any) -> None:
+def points(axis: Axes, table: DataFrame, x: str, y: str, along: str = "y") -> None:
     """The marks of a table at two of its columns, each ratio with its interval along an axis if it has one.
 
-    A `mark` has its `shade`, is white inside where `hollow`, and has its `label` in the legend.
+    A `mark` has its `shade` and `alpha`, is white inside where `hollow`, and has its `label` in the legend.
     """
-    for (shade, label, hollow, mark), rows in marked(table).groupby(["shade", "label", "hollow", "mark"], sort=False):
+    for (shade, label, hollow, mark, alpha), rows in marked(table).groupby(LOOKS, sort=False):
         ends: dict[str, Any] = {}
         if "low" in rows:
             ends[f"{along}err"] = [(rows["ratio"] - rows["low"]).fillna(0), (rows["high"] - rows["ratio"]).fillna(0)]
         known = {"color": shade, "markerfacecolor": "white" if hollow else shade, "label": label or None}
-        axis.errorbar(rows[x], rows[y], fmt=mark, markersize=5, capsize=2, **known, **ends, **looks)
+        axis.errorbar(rows[x], rows[y], fmt=mark, markersize=5, capsize=2, alpha=alpha, **known, **ends)
+
+
+def plotted(table: DataFrame, x: str, y: str, height: float, **settings: Any) -> Figure:
+    """A page of one panel: the marks of a table at two of its columns, under these settings of its axes."""
+    figure = page(height)
+    axis = figure.subplots()
+    points(axis, table, x, y)
+    axis.set(**settings)
+    return figure
 
 
 def panelled(table: DataFrame, each: float, words: str) -> tuple[Figure, list[tuple[Axes, DataFrame]]]:
@@ -176,17 +191,6 @@ def overlaid(table: DataFrame) -> DataFrame:
     return found.assign(panel="", shade=shaded(found["sampling"]), label=found["sampling"], up=up)
 
 
-def keyed(figure: Figure) -> Figure:
-    """A legend of everything labelled, beside the panels, in place of their own."""
-    found = dict[str, Any]()
-    for axis in figure.axes:
-        found |= {name: mark for mark, name in zip(*axis.get_legend_handles_labels(), strict=True)}
-    if found:
-        names = [fill(name, 22) for name in found]
-        figure.legend(found.values(), names, loc="outside right upper", fontsize=8, labelspacing=0.7)
-    return figure
-
-
 def forest(table: DataFrame, words: str, each: float = 0.3) -> Figure:
     """A row for each `line`: its ratio with its interval, and its prediction; dashed: 1."""
     figure, panels = panelled(table, each, words)
@@ -195,17 +199,4 @@ def forest(table: DataFrame, words: str, each: float = 0.3) -> Figure:
         if "predicted" in lines and len(lines):
             axis.plot(lines["predicted"], lines["spot"], "x", color="black", label="predicted from parts and counts")
         axis.axvline(1.0, color="#666666", linestyle="--", linewidth=1)
-    return keyed(figure)
-
-
-def stacked(table: DataFrame, parts: Mapping[str, str], whole: str) -> Figure:
-    """A bar for each `line`, its parts end to end in their colours, in ms; the tick is the measured total."""
-    figure, panels = panelled(table, 0.28, "milliseconds a token")
-    for axis, lines in panels:
-        left = 0.0 * lines[whole]
-        for part, shade in parts.items():
-            label = part if lines[part].any() else None
-            axis.barh(lines["spot"], lines[part], left=left, height=0.65, color=shade, label=label)
-            left = left + lines[part].fillna(0.0)
-        axis.plot(lines[whole], lines["spot"], "|", color="black", markersize=11, label="measured whole")
-    return keyed(figure)
+    return figure

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from flashspec.study import chain, drafting, exits, heads, real_shapes
-from flashspec.study.frames import DataFrame, framed, groups, joined
+from flashspec.study import chain, drafting, exits, real_shapes
+from flashspec.study.frames import DataFrame, joined
 from flashspec.study.tables import Results
 from flashspec.study.timeline import WHO
 
@@ -23,7 +22,7 @@ def pieces(frame: DataFrame) -> DataFrame:
     """Pieces of a round beside the dense head of their format, and checks beside a check of one row."""
     rows, found = frame[frame["piece"] != "check"], list[DataFrame]()
     if len(rows):
-        costs = heads.costs(rows)
+        costs = chain.costs(rows)
         found.append(costs.assign(verdict="dense: " + costs["verdict"]))
     if len(rows) < len(frame):
         checks = chain.checks(frame)
@@ -33,13 +32,12 @@ def pieces(frame: DataFrame) -> DataFrame:
 
 def rounds(frame: DataFrame) -> DataFrame:
     """One line per decode: its rounds, and its drafted, accepted and final tokens."""
-    lines = list[dict[str, Any]]()
-    for who, rows in groups(frame, [*WHO, "kind", "prompt"], sort=False):
-        judged = rows[(rows["stage"] == rows["stage"].max()) & (rows["adds"] > 0)]
-        drafted = rows.loc[rows["stage"] == 0, "adds"].sum() * (who["method"] != "baseline")
-        done, accepted = judged["adds"].sum(), judged["kept"].sum()
-        lines.append({**who, "rounds": done, "drafted": drafted, "accepted": accepted, "tokens": done + accepted})
-    return framed(lines)
+    keys = [*WHO, "kind", "prompt"]
+    last = frame["stage"] == frame.groupby(keys, dropna=False)["stage"].transform("max")
+    judged, drafts = last & (frame["adds"] > 0), (frame["stage"] == 0) & (frame["method"] != "baseline")
+    counts = {"rounds": frame["adds"] * judged, "drafted": frame["adds"] * drafts, "accepted": frame["kept"] * judged}
+    sums = frame.assign(**counts).groupby(keys, dropna=False, sort=False)[list(counts)].sum().reset_index()
+    return sums.assign(tokens=sums["rounds"] + sums["accepted"])
 
 
 # by experiment: how it is read, the columns that say what a line is about, and headings with units of those that were measured
@@ -47,7 +45,7 @@ READINGS: dict[str, tuple[Callable[[Results], DataFrame], list[str], dict[str, s
     "race": (lambda found: chain.rates(found.frame), PLACE, PLAIN),
     "parts": (lambda found: pieces(found.frame), SHAPE, DENSE),
     "recall": (
-        lambda found: (heads.by_kind if found.frame["kind"].any() else heads.builds)(found.frame),
+        lambda found: (chain.by_kind if found.frame["kind"].any() else chain.builds)(found.frame),
         ["draft", "name", "vocab", "hidden", "cluster_size"],
         {**AGREED, "minutes": "minutes"},
     ),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from flashspec.theory.nested import BURSTS, WAITS, Level, nested
+from flashspec.theory.nested import Check, scheduled
 from flashspec.theory.rounds import Costs, acceptance_for, amdahl, break_even, round_time, speedup, tokens_per_check
 
 MOST = 16  # longest draft considered
@@ -74,14 +74,9 @@ def best(alpha: float, costs: Costs, step: float) -> Best:
 
 def hierarchy(s: Setting) -> Best:
     """The fastest schedule of a first stage, a verifier in between and the whole target."""
-    found = Best(0.0, 1, 0)
-    for burst in BURSTS:
-        for wait in WAITS:
-            whole = Level(s.whole_alpha, wait, lambda rows: s.whole_rest * s.step * (1.0 + s.slope * rows))
-            tokens, time = nested(s.first, [Level(s.middle_alpha, burst, s.middle), whole])
-            if s.step * tokens / time > found.speedup:
-                found = Best(s.step * tokens / time, burst, wait)
-    return found
+    checks: list[Check] = [s.middle, lambda rows: s.whole_rest * s.step * (1.0 + s.slope * rows)]
+    rate, (burst, wait) = scheduled(s.first, checks, [s.middle_alpha, s.whole_alpha])
+    return Best(s.step * rate, burst, wait)
 
 
 def even(s: Setting, flash: int, k: int) -> float | None:

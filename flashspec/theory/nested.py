@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import NamedTuple
 
 from flashspec.theory.checks import check_block, check_latency, check_share
 
 BURSTS, WAITS = (1, 2, 3, 4, 6, 8), (2, 4, 6, 8, 12)  # drafted tokens, and tokens that wait for the whole model, of schedules
+Check = float | Callable[[int], float]
 
 
 class Level(NamedTuple):
@@ -18,7 +20,7 @@ class Level(NamedTuple):
 
     alpha: float
     every: int
-    check: float | Callable[[int], float]
+    check: Check
 
     def time(self, waiting: int) -> float:
         """Time of one action on so many waiting tokens."""
@@ -41,6 +43,15 @@ def nested(draft: float, levels: Sequence[Level]) -> tuple[float, float]:
         time += sum(chance * level.time(count) for count, chance in enumerate(waiting) if chance)
         delivery = _delivered(waiting, check_share("alpha", level.alpha))
     return _mean(delivery), time
+
+
+def scheduled(draft: float, checks: Sequence[Check], alphas: Sequence[float]) -> tuple[float, tuple[int, ...]]:
+    """Tokens a unit of time at the best of all schedules of one verifier or two, and that schedule: the `every` of each."""
+    found = []
+    for every in product(BURSTS, *[WAITS] * (len(checks) - 1)):
+        tokens, time = nested(draft, [Level(*level) for level in zip(alphas, every, checks, strict=True)])
+        found.append((tokens / time, every))
+    return max(found)
 
 
 def _mean(chances: Sequence[float]) -> float:
