@@ -22,9 +22,8 @@ from flashspec.measure.prompts import Prompt
 from flashspec.measure.trace import replay_text, tell
 from flashspec.models.synthetic import shape
 from flashspec.sampling import Sampling
-from flashspec.theory import Counts
+from flashspec.theory import Counts, Shares
 from flashspec.theory.checks import at_least, check_positive, check_smaller
-from flashspec.theory.replay import Shares
 
 TIMED = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 FEWEST = 3  # turns and texts that an interval needs
@@ -94,7 +93,7 @@ class Replayed:
 
     def counts(self, method: Method) -> list[Counts]:
         """One count per text."""
-        return [theory.replayed(text, method.k) for text in self.chances[name_of(method)]]
+        return [theory.replayed([text], method.k) for text in self.chances[name_of(method)]]
 
 
 @dataclass(frozen=True)
@@ -266,6 +265,6 @@ def head_cases(pair: PairCosts, acceptance: Acceptance, writers: Sequence[Method
     for method in (replace(writer, k=k) for writer in writers):
         burst, kept = pair.costs(method)[0].burst(k), tar_of(acceptance.counts(method)) / full
         nu = burst / drafts
-        gate, gain = theory.cheap_head_gate(kappa, nu), theory.cheap_head_gain(kept, kappa, nu)
-        cases.append(HeadCase(method, burst / k, kappa, nu, kept, gate, gain))
+        gate = theory.cheap_head_gate(kappa, nu)
+        cases.append(HeadCase(method, burst / k, kappa, nu, kept, gate, kept / gate))
     return sorted(cases, key=lambda case: -case.gain)

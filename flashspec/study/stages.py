@@ -11,8 +11,7 @@ import numpy as np
 from flashspec.study import compare
 from flashspec.study.compare import CONTEXT, DENSE, SETTING, SIDE, UNIT, WHO, best, gain, like_for_like, paired, sampled, speedups
 from flashspec.study.frames import DataFrame, framed, groups, joined
-from flashspec.theory import Level, nested
-from flashspec.theory.nested import BURSTS, WAITS
+from flashspec.theory import BURSTS, WAITS, Level, nested
 
 PARTS = ("prompt", "plain steps", "drafting", "middle checks", "full checks", "final token", "loop")
 PLACE = [*CONTEXT, "method", "draft", "exits", "k", "interval"]
