@@ -48,9 +48,9 @@ class PrefixHead(Fixed):
     vocab_size = VOCAB
 
     def __init__(self, head):
-        self.scores = head(torch.eye(PREFIXES), torch.arange(PREFIXES), None)
+        self.scores = head(torch.eye(PREFIXES))
 
-    def __call__(self, rows, positions, dice):
+    def __call__(self, rows):
         ids = self.scores.ids
         return Scores(None if ids is None else ids[rows], self.scores.logits[rows])
 

@@ -63,7 +63,7 @@ def test_the_likeliest_ids_are_always_scored_once_each_unless_the_plan_names_oth
     always = list(head.plan.always)
     assert len(set(always)) == len(always) == VOCAB // 128 and (likely[always].diff() <= 1e-4).all()
     assert likely[always].min() >= 0.9 * likely.sort(descending=True).values[len(always) - 1]
-    assert {*always} <= {*head.with_probes(1)(rows[:1]).ids[0].tolist()} and head.clusters.centroids.dtype is torch.float32
+    assert {*always} <= {*head.with_plan(probes=1)(rows[:1]).ids[0].tolist()} and head.clusters.centroids.dtype is torch.float32
     assert FlashHead.build(given, queries=queries(), always=(7,)).plan.always == (7,)
     assert FlashHead.build(given).plan.always == ()
 

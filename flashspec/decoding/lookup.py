@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flashspec.heads.base import Fixed
 from flashspec.models.reader import Reader
-from flashspec.sampling import Dice, Scores
+from flashspec.sampling import Scores
 
 NOTHING = -1
 LONGEST, SHORTEST = 3, 2  # tokens that are compared, and that must agree
@@ -48,7 +48,7 @@ class LookupHead(Fixed):
 
     vocab_size: int
 
-    def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
+    def __call__(self, rows: Tensor) -> Scores:
         """Scores [n, 1] of rows [n]."""
         logits = torch.zeros(len(rows), 1, device=rows.device)
         return Scores(rows.clamp(min=0)[:, None], logits.masked_fill(rows[:, None] == NOTHING, -torch.inf))

@@ -138,8 +138,5 @@ def _writer_head(method: Method, models: Models, dense: Any) -> Head:
         return dense
     head: Any = models.head("target" if method.draft == "none" else "draft", method.head)
     head = replace(head, norm=dense.norm)
-    if method.probes is not None:
-        head = head.with_probes(method.probes)
-    if method.shortlist is not None:
-        head = head.with_shortlist(method.shortlist)
-    return head
+    changes = {name: value for name in ("probes", "shortlist") if (value := getattr(method, name)) is not None}
+    return head.with_plan(**changes) if changes else head

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from flashspec.heads.base import Head, Norm
-from flashspec.heads.dense import DenseHead, LogitRows
+from flashspec.heads.base import DenseHead, Head, LogitRows, Norm
 from flashspec.heads.registry import VARIANTS, Origin, head_named
 from flashspec.models.adapter import Adapter, AdapterReader, processes
 from flashspec.models.config import ModelConfig, Unsupported

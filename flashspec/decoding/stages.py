@@ -12,7 +12,7 @@ from torch import Tensor
 from flashspec.decoding.rules import AcceptanceRule, Drawn, ScriptedAcceptance, Waiting
 from flashspec.heads.base import Head
 from flashspec.models.reader import Reader, Reads
-from flashspec.sampling import Dice, Scores
+from flashspec.sampling import Scores
 
 
 class Burst(NamedTuple):
@@ -100,8 +100,7 @@ class Stage:
         if self.fast_score:
             return self.fast_score(tokens, first)
         reads = self.reader.read(tokens)
-        rows, positions = self.reader.rows[first - 1 : len(tokens)], torch.arange(first, len(tokens) + 1)
-        return self.head(rows, positions, Dice(self.rule.sampling.seed)), reads
+        return self.head(self.reader.rows[first - 1 : len(tokens)]), reads
 
     def write(self, tokens: Tensor, start: int, want: int) -> Burst:
         """Write up to `want` tokens into tokens [room] from position `start` on, fewer if in doubt.

@@ -16,13 +16,12 @@ from torch import Tensor
 from flashspec import kernels
 from flashspec.decoding.rules import AcceptanceRule, Drawn, GumbelCoupling, SpeculativeSampling
 from flashspec.decoding.stages import Burst, Score, Stage, Write
-from flashspec.heads.base import Head, WeightHead
-from flashspec.heads.dense import DenseHead
-from flashspec.heads.index import IndexHead
+from flashspec.heads.base import DenseHead, Head, WeightHead
+from flashspec.heads.candidates import IndexHead
 from flashspec.models.engine import KernelEngine
 from flashspec.models.graphs import LARGEST, FixedEngine
 from flashspec.models.reader import Reads, SpanReader
-from flashspec.sampling import Dice, Scores
+from flashspec.sampling import Scores
 
 
 def fastest(stage: Stage) -> tuple[Score | None, Write | None]:
@@ -131,8 +130,7 @@ class CapturedScore:
                 places = engine.begin + fresh
                 x = engine.embed(self.tokens[places]) if reader.below is None else reader.below.trunk[places]
                 reader.rows.index_copy_(0, places, forward(x))
-            places = engine.begin + n + newest
-            return self.head(reader.rows[places - 1], places, Dice(0))
+            return self.head(reader.rows[engine.begin + n + newest - 1])
 
         return score
 

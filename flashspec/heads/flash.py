@@ -13,9 +13,8 @@ from torch.nn import functional as F
 
 from flashspec import kernels
 from flashspec.heads.aware import asked_of, cluster_for
-from flashspec.heads.base import AGAIN, FILE, HeadFile, Norm, StoredHead, project, project_blocks, weight_of, wide, widened
+from flashspec.heads.base import AGAIN, FILE, Head, HeadFile, Norm, StoredHead, project, project_blocks, weight_of, wide, widened
 from flashspec.heads.cluster import Clusters, Recipe, cluster
-from flashspec.heads.dense import DenseHead
 from flashspec.kernels import Packed, pack
 from flashspec.kernels.integers import BITS, PANEL, Shelf
 from flashspec.sampling import Scores
@@ -197,15 +196,10 @@ class FlashHead(StoredHead):
             table = table._replace(directions=stage_one(self.clusters, self.weight, plan.stage1))
         return replace(self, plan=plan, table=table)
 
-    @typed
-    def with_probes(self, probes: int) -> FlashHead:
-        """This head with another number of probes; nothing is copied."""
-        return self.with_plan(probes=probes)
-
     def within(self, share: float) -> FlashHead:
         """This head with the most probes that score at most this share of the vocabulary."""
         spare = int(share * self.vocab_size) - (self.rows_scored - self.probes * self.clusters.size)
-        return self.with_probes(min(self.clusters.count, max(1, spare // self.clusters.size)))
+        return self.with_plan(probes=min(self.clusters.count, max(1, spare // self.clusters.size)))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {"members": self.clusters.members.int(), "centroids": self.clusters.centroids}
@@ -226,14 +220,14 @@ class FlashHead(StoredHead):
         return cls.build(weight, norm, clusters, **asdict(file.fact("plan", FlashPlan)))
 
 
-def agreement(head: FlashHead, dense: DenseHead, rows: Tensor) -> float:
+def agreement(head: FlashHead, dense: Head, rows: Tensor) -> float:
     """Share of rows [n, hidden] whose best id is the dense head's."""
     same = [_best(head, part) == _best(dense, part) for part in _parts(rows)]
     return torch.cat(same).double().mean().item()
 
 
 @torch.no_grad()
-def required_probes(head: FlashHead, dense: DenseHead, rows: Tensor) -> Tensor:
+def required_probes(head: FlashHead, dense: Head, rows: Tensor) -> Tensor:
     """Probes [n] needed to score the dense head's best id; 0 where it is always scored."""
     found = list[Tensor]()
     always = torch.tensor(head.plan.always, dtype=torch.int64, device=rows.device)
@@ -244,7 +238,7 @@ def required_probes(head: FlashHead, dense: DenseHead, rows: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def calibrate_always(head: FlashHead, dense: DenseHead, rows: Tensor, count: int = 64) -> tuple[int, ...]:
+def calibrate_always(head: FlashHead, dense: Head, rows: Tensor, count: int = 64) -> tuple[int, ...]:
     """Up to `count` ids to score always: the current ones, then those missed most often on rows [n, hidden]."""
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
@@ -255,7 +249,7 @@ def calibrate_always(head: FlashHead, dense: DenseHead, rows: Tensor, count: int
     return (*head.plan.always, *order[often[order] > 0].tolist())[:count]
 
 
-def _best(head: FlashHead | DenseHead, rows: Tensor) -> Tensor:
+def _best(head: Head, rows: Tensor) -> Tensor:
     scores = head(rows)
     return scores.pick(scores.logits.argmax(1))
 

@@ -9,12 +9,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from flashspec.heads.base import FILE, Head, HeadFile, Norm, kept, widened
-from flashspec.heads.candidates import ContextHead, PreviewHead, ShortlistHead
+from flashspec.heads.base import FILE, DenseHead, Head, HeadFile, Norm, kept, quantized, widened
+from flashspec.heads.candidates import ContextHead, IndexHead, PreviewHead, ShortlistHead
 from flashspec.heads.cluster import Clusters, members_of
-from flashspec.heads.dense import DenseHead, quantized
 from flashspec.heads.flash import FlashHead
-from flashspec.heads.index import IndexHead
 from flashspec.kernels import Packed
 from flashspec.models.files import PublicHead, ids_of, shaped
 from flashspec.models.folder import inside, read_config, read_tensors

@@ -12,17 +12,16 @@ from torch import Tensor
 from flashspec.decoding.rules import rule_for
 from flashspec.decoding.stages import Stage
 from flashspec.decoding.ways import fastest
-from flashspec.heads.base import Head, Norm
+from flashspec.heads.base import DenseHead, Head, Norm
 from flashspec.heads.candidates import PreviewHead, sizes
 from flashspec.heads.cluster import Clusters, members_of
-from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
 from flashspec.kernels import Packed
 from flashspec.models import graphs
 from flashspec.models.reader import SpanReader
 from flashspec.models.synthetic import random_rows
 from flashspec.models.transformer import Transformer
-from flashspec.sampling import GREEDY, Dice
+from flashspec.sampling import GREEDY
 
 
 @contextmanager
@@ -40,7 +39,7 @@ def flag(value: str) -> Iterator[None]:
 
 def one_token(head: Head, row: Tensor) -> Tensor:
     """The best token of one row."""
-    scores = head(row, torch.zeros(1, dtype=torch.int64), Dice(0))
+    scores = head(row)
     return scores.pick(scores.logits.argmax(-1))
 
 

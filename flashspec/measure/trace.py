@@ -26,7 +26,7 @@ from flashspec.models.files import Id
 from flashspec.models.folder import read_as
 from flashspec.models.writing import write_json
 from flashspec.provenance import model_digests, short_hash
-from flashspec.sampling import Dice, Sampling, Scores, warp
+from flashspec.sampling import Sampling, Scores, warp
 
 NO_TRACE = "it is no trace: record one with `flashspec trace record`"
 
@@ -142,7 +142,7 @@ def _scores(stage: Stage, told: Told) -> Scores:
     ids = torch.tensor([*told.prompt, *told.tokens], device=reader.rows.device)
     reader.rewind(0)
     reader.read(ids[:-1])
-    return stage.head(reader.rows[start - 1 : len(ids) - 1], torch.arange(start, len(ids)), Dice(stage.rule.sampling.seed))
+    return stage.head(reader.rows[start - 1 : len(ids) - 1])
 
 
 def check_target(trace: Trace, folder: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flashspec.decoding.models import Models, folder_of
-from flashspec.heads.dense import DenseHead
+from flashspec.heads.base import DenseHead
 from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.models.exits import rows_at
 from flashspec.study.drafts import folders, short_name, target_of

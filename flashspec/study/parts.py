@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from flashspec.heads.base import DenseHead
 from flashspec.heads.candidates import ShortlistHead
-from flashspec.heads.dense import DenseHead
 from flashspec.heads.registry import HEADS, RANKED, VARIANTS, Origin, head_named
 from flashspec.measure import clock
 from flashspec.measure.pieces import Ahead, Ready, checked, one_token, stand_in_flash, stand_in_preview
@@ -215,8 +215,7 @@ def heads_over(origin: Origin, params: Params) -> Iterator[tuple[dict[str, Any],
             if "probes" in options and options["probes"] > flash().clusters.count:
                 continue
             if options.get("shortlist", 0) <= ids:
-                head = made.with_probes(options["probes"]) if "probes" in options else made
-                head = made.with_shortlist(options["shortlist"]) if "shortlist" in options else head
+                head = made.with_plan(**options) if options else made
                 yield {"head": name, "format": format_of(name, dtype), "rows_scored": head.rows_scored, **options}, head
 
 

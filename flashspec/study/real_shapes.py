@@ -17,8 +17,7 @@ from flashspec.decoding.cascade import Limits, decode
 from flashspec.decoding.rules import rule_for
 from flashspec.decoding.stages import Stage, scripted
 from flashspec.decoding.ways import fastest
-from flashspec.heads.base import Head
-from flashspec.heads.dense import DenseHead
+from flashspec.heads.base import DenseHead, Head
 from flashspec.heads.registry import Origin
 from flashspec.measure import clock
 from flashspec.measure.pieces import flag

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flashspec.heads.candidates import usable
 from flashspec.heads.cluster import Recipe, balanced, unconstrained
 from flashspec.heads.flash import FlashHead, calibrate_always
-from flashspec.heads.index import usable
 from flashspec.heads.registry import HEADS
 from flashspec.measure.pieces import low_rank_rows
 from flashspec.study.drafts import drafts_of, folders, short_name
@@ -145,7 +145,7 @@ def planned(held: HeldOut, head: Any, params: Params, facts: dict[str, Any]) -> 
         return
     for label, each in {"default": head, **{f"{share:g}": head.within(share) for share in params.share}}.items():
         setting = {**clustered(head), "always": len(head.plan.always), "probes": each.probes, "plan": label}
-        yield from banded(held, head.with_probes(each.probes), params, {**facts, **setting})
+        yield from banded(held, head.with_plan(probes=each.probes), params, {**facts, **setting})
 
 
 def banded(held: HeldOut, head: Any, params: Params, facts: dict[str, Any]) -> Iterator[Row]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flashspec.heads.dense import DenseHead
+from flashspec.heads.base import DenseHead
 from flashspec.heads.flash import FlashHead, calibrate_always
 from flashspec.models.family import Design
 from flashspec.models.transformer import Transformer
