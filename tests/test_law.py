@@ -54,7 +54,7 @@ class Peeking:
         self.rule, self.reader = rule, reader
 
     def __call__(self, scores):
-        drawn = self.rule.draw(scores, torch.tensor([self.reader.seen]), 0)
+        drawn = self.rule.draw(scores, self.reader.seen, 0)
         return drawn.scores.dense(VOCAB)[0, drawn.token] < 0.35
 
 
@@ -135,8 +135,8 @@ def test_the_law_of_the_target_is_kept(name):
 class OneNumber(Dice):
     """Accepts and draws the residual with the same random number (vllm-ascend 16370)."""
 
-    def uniform(self, positions, stage, use):
-        return super().uniform(positions, stage, "accept" if use == "residual" else use)
+    def uniform(self, positions, stage, *uses):
+        return super().uniform(positions, stage, *("accept" if use == "residual" else use for use in uses))
 
 
 class DenseClaim(SpeculativeSampling):

@@ -54,8 +54,8 @@ def same_text_after_another():
 
 
 class Extreme(Dice):
-    def uniform(self, positions, stage, use):
-        return torch.ones(len(positions), dtype=torch.float64)
+    def uniform(self, positions, stage, *uses):
+        return torch.ones(len(uses), len(positions), dtype=torch.float64)
 
 
 def ids_stay_inside():

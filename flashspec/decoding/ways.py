@@ -81,7 +81,7 @@ class CompiledBurst:
             return Burst([], 0)
         reader, stop = self.reader, start + want - 1
         reader.lower(tokens[:stop])
-        law = self.rule.law(list(range(start, start + want)), 0)
+        law = self.rule.law(torch.arange(start, start + want), 0)
         ids, logits, sound = self.writer(kernels.Stretch(tokens, reader.rows, reader.seen, start, want), law)
         rows, token, scores = reader.advance(stop), tokens[start : start + want].clone(), Scores(ids, logits)
         return Burst([Drawn(token[j : j + 1], scores.row(j), sound[j : j + 1]) for j in range(want)], rows)
