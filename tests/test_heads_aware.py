@@ -12,9 +12,8 @@ import torch
 from flashspec.cli.main import status
 from flashspec.decoding.models import Models, load
 from flashspec.heads import DenseHead, FlashHead, Origin, head_named, registry
-from flashspec.heads.aware import asked_of, bisected, cluster_for
 from flashspec.heads.base import FILE, kept
-from flashspec.heads.cluster import Recipe
+from flashspec.heads.cluster import Recipe, asked_of, bisected, cluster_for
 from flashspec.heads.flash import required_probes
 from flashspec.kernels import Packed, library, pack
 from flashspec.measure.prompts import Prompt, load_prompts

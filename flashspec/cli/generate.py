@@ -17,7 +17,7 @@ from flashspec.cli.flags import COUNT, DRAFT, DTYPE, PRECISION, PROMPTS, TARGET,
 from flashspec.decoding.cascade import Event
 from flashspec.decoding.generate import Detokenizer, Request, Stats, count, kinds, own_method, request, weak_exit
 from flashspec.decoding.method import METHODS, Method, method_named
-from flashspec.decoding.models import Models, folder_of, load, own_draft
+from flashspec.decoding.models import Models, check_smaller, folder_of, load, own_draft
 from flashspec.measure.prompts import load_prompts
 from flashspec.measure.trace import Trace, check_target, check_words, record, replay_texts
 from flashspec.models.adapter import speaker
@@ -26,7 +26,6 @@ from flashspec.models.writing import new_file
 from flashspec.provenance import usable_cores
 from flashspec.sampling import Sampling
 from flashspec.theory import curve_by_position, replayed
-from flashspec.theory.checks import check_smaller
 
 COLOURS = {"accepted": "green", "corrected": "red", "bonus": "cyan", "written": None}
 PLACE = click.argument("file", type=At())

@@ -16,8 +16,7 @@ from torch import Tensor
 from flashspec.decoding.rules import Drawn
 from flashspec.decoding.stages import Judged, Stage, listed
 from flashspec.sampling import Scores
-from flashspec.theory.checks import at_least, one_of
-from flashspec.typed import typed, whole_numbers
+from flashspec.typed import at_least, one_of, typed, whole_numbers
 
 
 class Event(NamedTuple):

@@ -15,8 +15,7 @@ from flashspec.heads.registry import HEADS
 from flashspec.models.exits import check_layers
 from flashspec.models.reader import Reader
 from flashspec.sampling import GREEDY, Sampling
-from flashspec.theory.checks import at_least, one_of
-from flashspec.typed import changed, typed, whole_numbers
+from flashspec.typed import at_least, changed, one_of, typed, whole_numbers
 
 CHOICES = {
     "draft": ("none", "model", "cascade", "lookup"),

@@ -19,12 +19,19 @@ from flashspec.models.reader import Reader, SpanReader
 from flashspec.models.tokenizer import check_tokenizers, cut_padding, tokenizer_of
 from flashspec.models.transformer import Transformer
 from flashspec.once import Once
-from flashspec.theory.checks import check_smaller
 from flashspec.typed import typed
 
 SHIPPED = Path(__file__).resolve().parent.parent / "data"
 EXITS = SHIPPED / "exits"  # of published models, by the names of their files
 REFERENCE = {"target": {"reference": "target"}, "draft": {"reference": "narrow", "shallow": "shallow", "designed": "designed"}}
+
+
+def check_smaller(draft: int, target: int) -> None:
+    """Refuse a draft whose layers hold more parameters than its target's."""
+    if draft > target:
+        raise ValueError(
+            f"the draft is bigger than its target ({draft:,} and {target:,} body parameters): swap them, or shrink it"
+        )
 
 
 def check_pair(draft: ModelConfig, target: ModelConfig) -> None:

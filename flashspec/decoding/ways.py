@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flashspec import kernels
 from flashspec.decoding.rules import AcceptanceRule, Drawn, GumbelCoupling, SpeculativeSampling
-from flashspec.decoding.stages import Burst, Score, Stage, Write
+from flashspec.decoding.stages import Score, Stage, Write
 from flashspec.heads.base import DenseHead, Head, WeightHead
 from flashspec.heads.candidates import IndexHead
 from flashspec.models.engine import KernelEngine
@@ -76,15 +76,15 @@ class CompiledBurst:
     writer: kernels.Writer
     rule: GumbelCoupling
 
-    def __call__(self, tokens: Tensor, start: int, want: int) -> Burst:
+    def __call__(self, tokens: Tensor, start: int, want: int) -> tuple[list[Drawn], int]:
         if not want:
-            return Burst([], 0)
+            return [], 0
         reader, stop = self.reader, start + want - 1
         reader.lower(tokens[:stop])
         law = self.rule.law(torch.arange(start, start + want), 0)
         ids, logits, sound = self.writer(kernels.Stretch(tokens, reader.rows, reader.seen, start, want), law)
         rows, token, scores = reader.advance(stop), tokens[start : start + want].clone(), Scores(ids, logits)
-        return Burst([Drawn(token[j : j + 1], scores.row(j), sound[j : j + 1]) for j in range(want)], rows)
+        return [Drawn(token[j : j + 1], scores.row(j), sound[j : j + 1]) for j in range(want)], rows
 
 
 class CapturedScore:
@@ -143,9 +143,9 @@ class CapturedBurst(CapturedScore):
         self.rule = rule
 
     @torch.inference_mode()
-    def __call__(self, tokens: Tensor, start: int, want: int) -> Burst:  # type: ignore[override]
+    def __call__(self, tokens: Tensor, start: int, want: int) -> tuple[list[Drawn], int]:  # type: ignore[override]
         if not want:
-            return Burst([], 0)
+            return [], 0
         self.reader.lower(tokens[: start + want - 1])
         drawn, (n, reads) = list[Drawn](), self.take(tokens, start, start)
         for position in range(start, start + want):
@@ -155,7 +155,7 @@ class CapturedBurst(CapturedScore):
             drawn.append(Drawn(tokens[position : position + 1], kept(made.scores), made.sound.clone()))
             self.reader.advance(position)
             n = 1
-        return Burst(drawn, reads[-1] + want - 1)
+        return drawn, reads[-1] + want - 1
 
     def step(self, n: int, rows: int, keys: int) -> Callable[[], Any]:
         """Reads, scores the newest row, draws and writes."""

@@ -23,7 +23,7 @@ from flashspec.heads.base import HeadFile, Norm, StoredHead, WeightHead, check_c
 from flashspec.heads.cluster import faiss_for
 from flashspec.kernels.integers import Shelf
 from flashspec.sampling import Scores
-from flashspec.theory.checks import at_least
+from flashspec.typed import at_least
 
 SIZE, TOP = 2048, 16  # ids of a context, and of a verification that enter it
 KINDS = ("ivf", "ivfpq", "hnsw")

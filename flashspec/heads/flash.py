@@ -12,13 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flashspec import kernels
-from flashspec.heads.aware import asked_of, cluster_for
 from flashspec.heads.base import AGAIN, FILE, Head, HeadFile, Norm, StoredHead, project, project_blocks, weight_of, wide, widened
-from flashspec.heads.cluster import Clusters, Recipe, cluster
+from flashspec.heads.cluster import Clusters, Recipe, asked_of, cluster, cluster_for
 from flashspec.kernels import Packed, pack
 from flashspec.kernels.integers import BITS, PANEL, Shelf
 from flashspec.sampling import Scores
-from flashspec.typed import changed, typed, whole_numbers
+from flashspec.typed import changed, one_of, typed, whole_numbers
 
 CHOICES = ("cluster_size", "seed")  # of a clustering
 FORMATS = ("weight", "int8", "int4")
@@ -42,8 +41,7 @@ class FlashPlan:
         object.__setattr__(self, "always", whole_numbers("always", self.always))
         if self.probes is not None and self.probes < 1:
             raise ValueError(f"probes must be at least 1, got {self.probes}")
-        if self.stage1 not in FORMATS:
-            raise ValueError(f"stage1 must be one of {', '.join(FORMATS)}, got {self.stage1!r}")
+        one_of("stage1", self.stage1, FORMATS)
         if len(set(self.always)) < len(self.always):
             raise ValueError("always lists an id twice; list each once")
 
@@ -52,9 +50,9 @@ class FlashPlan:
         probes = self.probes if self.probes is not None else -(-clusters.count // 16)
         if probes > clusters.count:
             raise ValueError(f"probes must be at most the {clusters.count} clusters of this head, got {probes}")
-        wrong = [v for v in self.always if not 0 <= v < clusters.vocab_size]
-        if wrong:
-            raise ValueError(f"always holds id {wrong[0]}, but this head's ids run from 0 to {clusters.vocab_size - 1}")
+        vocab = len(clusters.assignments)
+        if wrong := [v for v in self.always if not 0 <= v < vocab]:
+            raise ValueError(f"always holds id {wrong[0]}, but this head's ids run from 0 to {vocab - 1}")
         return replace(self, probes=probes)
 
 
@@ -139,9 +137,9 @@ class FlashHead(StoredHead):
         if clusters is None:
             recipe, points = Recipe(**chosen), widened(weight)
             clusters = cluster(points, recipe) if asked is None else cluster_for(points, asked, recipe)
-        if (clusters.vocab_size, *clusters.centroids.shape) != (weight.shape[0], clusters.count, weight.shape[1]):
+        if (vocab := len(clusters.assignments), *clusters.centroids.shape) != (weight.shape[0], clusters.count, weight.shape[1]):
             raise ValueError(
-                f"these clusters are of {clusters.vocab_size} ids with centroids {list(clusters.centroids.shape)}, not of "
+                f"these clusters are of {vocab} ids with centroids {list(clusters.centroids.shape)}, not of "
                 f"{clusters.count} clusters of a weight of shape {list(weight.shape)}"
             )
         plan = plan.resolve(clusters)

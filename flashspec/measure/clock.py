@@ -9,7 +9,7 @@ from statistics import median
 
 import torch
 
-from flashspec.theory.checks import at_least
+from flashspec.typed import at_least
 
 UNUSED = "behind"  # begins the name of a call that only leads up to the next one
 now = time.perf_counter

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from flashspec import provenance
-from flashspec.theory.checks import at_least as at_least
+from flashspec.typed import at_least as at_least
 
 NOTHING = ("none", "null", "")
 PRESETS = Path(__file__).parents[1] / "data" / "presets.toml"

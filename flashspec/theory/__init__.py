@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flashspec.theory.checks import check_block, check_latency, check_positive, check_share
+from flashspec.typed import check_block, check_latency, check_positive, check_share
 
 BURSTS, WAITS = (1, 2, 3, 4, 6, 8), (2, 4, 6, 8, 12)  # drafted tokens, and tokens that wait for the whole model, of schedules
 Shares = Sequence[float]  # of a text: the probability that each token is accepted
