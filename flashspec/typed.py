@@ -75,7 +75,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, Real) and not isinstance(value, bool) and not (isinstance(value, int) and abs(value) > LARGEST)
     if get_origin(hint) is Callable:
         return callable(value)
-    return hint is Any or not isinstance(hint, type) or getattr(hint, "_is_protocol", False) or isinstance(value, hint)
+    return hint is Any or not isinstance(hint, type) or isinstance(value, hint)
 
 
 def _is_list(hint: Any) -> bool:

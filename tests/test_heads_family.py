@@ -10,7 +10,7 @@ from toys import TEMPERATURES, VOCAB, duo, run, text
 
 from flashspec import Method, Scores
 from flashspec.heads import HEADS, ContextHead, FlashHead, Origin, PreviewHead, ShortlistHead, head_named, quantized
-from flashspec.heads.base import Fixed
+from flashspec.heads.base import Head
 from flashspec.heads.cluster import from_assignments
 from flashspec.heads.registry import RANKED, VARIANTS
 
@@ -166,7 +166,7 @@ def test_the_context_holds_what_was_seen_last():
     assert listed(head) == {0, 1, 2, 3, 4, 5}
 
 
-class LiveHead(Fixed):
+class LiveHead(Head):
     """A real head on one-hot rows of the toy models' prefixes, asked anew at every step."""
 
     vocab_size = 4

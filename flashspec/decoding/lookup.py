@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flashspec.heads.base import Fixed
+from flashspec.heads.base import Head
 from flashspec.models.reader import Reader
 from flashspec.sampling import Scores
 
@@ -43,7 +43,7 @@ class LookupReader(Reader):
 
 
 @dataclass(frozen=True)
-class LookupHead(Fixed):
+class LookupHead(Head):
     """Rows that are ids, as one-candidate scores: probability 1, or none where the row is NOTHING."""
 
     vocab_size: int
@@ -52,9 +52,6 @@ class LookupHead(Fixed):
         """Scores [n, 1] of rows [n]."""
         logits = torch.zeros(len(rows), 1, device=rows.device)
         return Scores(rows.clamp(min=0)[:, None], logits.masked_fill(rows[:, None] == NOTHING, -torch.inf))
-
-    def bytes_read(self, rows: int) -> int:
-        return 0
 
 
 def nothing_to_say(scores: Scores) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,32 +33,25 @@ FILE, AGAIN = "flash_head.safetensors", "build the head again"
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-class Head(Protocol):
-    """Turns hidden rows, taken before the final norm, into scores over the vocabulary."""
+class Head(ABC):
+    """Turns hidden rows, taken before the final norm, into scores over the vocabulary: ids run from 0 to vocab_size - 1."""
 
-    @property
-    def vocab_size(self) -> int:
-        """Ids run from 0 to vocab_size - 1."""
+    vocab_size: int
 
+    @abstractmethod
     def __call__(self, rows: Tensor) -> Scores:
         """Scores of rows [n, hidden]."""
 
     def bytes_read(self, rows: int) -> int:
         """Bytes of weights read to score this many rows at once; what rows share is read once."""
+        return 0
 
-    def learn(self, tokens: Tensor, scores: Scores | None) -> None:
+    def learn(self, tokens: Tensor, scores: Scores | None) -> None:  # noqa: B027 - most heads learn nothing
         """Take in newly final tokens and the last stage's scores after them, None as a text starts."""
 
 
-class Fixed:
-    """A head whose scores depend on the row alone."""
-
-    def learn(self, tokens: Tensor, scores: Scores | None) -> None:
-        """Nothing."""
-
-
 @dataclass(frozen=True, eq=False)
-class WeightHead(Fixed, ABC):
+class WeightHead(Head):
     """A head over one weight [vocab, hidden], a Tensor or Packed, that scores rows after the norm.
 
     `scoring` is the head as one call of the compiled kernels, None where they do not serve it.
@@ -83,7 +76,7 @@ class WeightHead(Fixed, ABC):
         """Scores of normalised rows [n, hidden]."""
 
     @property
-    def vocab_size(self) -> int:
+    def vocab_size(self) -> int:  # type: ignore[override]
         return self.weight.shape[0]
 
     @property
@@ -280,7 +273,7 @@ def quantized(weight: Tensor, norm: Norm | None = None, bits: int = 8) -> DenseH
 
 
 @dataclass(frozen=True)
-class LogitRows(Fixed):
+class LogitRows(Head):
     """The head of a reader whose rows [n, vocab] are logits already; the model below has paid for them."""
 
     vocab_size: int
@@ -288,6 +281,3 @@ class LogitRows(Fixed):
     def __call__(self, rows: Tensor) -> Scores:
         check_rows(rows, self.vocab_size)
         return Scores(None, rows)
-
-    def bytes_read(self, rows: int) -> int:
-        return 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -47,27 +47,32 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Clusters:
-    """A partition of the ids 0..V-1 into K clusters of `size` slots.
+    """A partition of the ids 0..V-1 into K clusters of `size` slots; ValueError where one holds more.
 
-    `assignments` [V] gives each id's cluster; `members` [K, size] lists a cluster's ids in rising order, then -1;
-    `centroids` [K, D] are float32: for a `spherical` clustering the mean of the members' unit rows times the mean of their
-    lengths, else the plain mean of the rows.
+    `assignments` [V] gives each id's cluster; `centroids` [K, D] are float32: for a `spherical` clustering the mean of the
+    members' unit rows times the mean of their lengths, else the plain mean of the rows.
     """
 
     assignments: Tensor
-    members: Tensor
+    size: int
     centroids: Tensor
     spherical: bool = True
+    members: Tensor = field(init=False, repr=False)  # [K, size]: every cluster's ids in rising order, then -1
+
+    def __post_init__(self) -> None:
+        count = -(-len(self.assignments) // self.size)
+        filled = torch.bincount(self.assignments, minlength=count).tolist()
+        most = max(filled)
+        if len(filled) > count or most > self.size:
+            raise ValueError(f"{count} clusters of {self.size} expected, but one of {len(filled)} clusters holds {most} ids")
+        ids = self.assignments.argsort(stable=True).split(filled)
+        members = pad_sequence(list(ids), batch_first=True, padding_value=-1)
+        vars(self).update(members=F.pad(members, (0, self.size - most), value=-1))
 
     @property
     def count(self) -> int:
         """Clusters, K."""
         return self.members.shape[0]
-
-    @property
-    def size(self) -> int:
-        """Slots of a cluster."""
-        return self.members.shape[1]
 
 
 def cluster(weight: Tensor, recipe: Recipe = Recipe()) -> Clusters:
@@ -122,11 +127,11 @@ def balanced(weight: Tensor, centroids: Tensor, recipe: Recipe) -> Clusters:
 
 def from_assignments(weight: Tensor, assignments: Tensor, size: int) -> Clusters:
     """Clusters of weight [V, D] with these assignments [V]; ValueError for a cluster over `size`."""
-    rows, members = weight.detach().float(), members_of(assignments, -(-weight.shape[0] // size), size)
+    rows = weight.detach().float()
     lengths = rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
     shares = torch.ones(len(rows), device=rows.device)
     units, reach = (means_of(part, assignments, shares) for part in (rows / lengths, lengths))
-    return Clusters(assignments, members, units * reach)  # the few long rows would turn a plain mean
+    return Clusters(assignments, size, units * reach)  # the few long rows would turn a plain mean
 
 
 def means_of(points: Tensor, assignments: Tensor, shares: Tensor) -> Tensor:
@@ -134,15 +139,6 @@ def means_of(points: Tensor, assignments: Tensor, shares: Tensor) -> Tensor:
     total = torch.bincount(assignments, shares)
     sums = torch.zeros(len(total), points.shape[1], device=points.device)
     return sums.index_add_(0, assignments, points * shares[:, None]) / total[:, None]
-
-
-def members_of(assignments: Tensor, count: int, size: int) -> Tensor:
-    """Rising ids of every cluster [count, size], padded with -1; ValueError for a cluster over `size`."""
-    filled = torch.bincount(assignments, minlength=count).tolist()
-    if len(filled) > count or max(filled) > size:
-        raise ValueError(f"{count} clusters of {size} expected, but one of {len(filled)} clusters holds {max(filled)} ids")
-    found = pad_sequence(list(assignments.argsort(stable=True).split(filled)), batch_first=True, padding_value=-1)
-    return F.pad(found, (0, size - max(filled)), value=-1)
 
 
 def centres(points: Tensor, assignments: Tensor, before: Tensor) -> Tensor:
@@ -260,8 +256,7 @@ def cluster_for(weight: Tensor, asked: Asked, recipe: Recipe) -> Clusters:
         lifted = torch.cat((means, -means.square().sum(1, keepdim=True) / 2), 1)  # the nearest mean has the highest score
         ones = torch.cat((points, torch.ones(len(points), 1, device=points.device)), 1)
         assignments = assign_balanced(ones, lifted, size)
-    members = members_of(assignments, -(-len(rows) // size), size)
-    return Clusters(assignments, members, means_of(rows, assignments, shares), spherical=False)
+    return Clusters(assignments, size, means_of(rows, assignments, shares), spherical=False)
 
 
 def bisected(points: Tensor, size: int, seed: int = 0) -> Tensor:

@@ -214,7 +214,7 @@ class FlashHead(StoredHead):
         assignments = torch.empty(vocab, dtype=torch.int64)
         assignments[members[listed]] = listed.nonzero()[:, 0]
         place, spherical = weight.device, file.facts.get("spherical", True) is not False
-        clusters = Clusters(assignments.to(place), members.to(place), means.to(place), spherical)
+        clusters = Clusters(assignments.to(place), members.shape[1], means.to(place), spherical)
         return cls.build(weight, norm, clusters, **asdict(file.fact("plan", FlashPlan)))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flashspec.heads.base import FILE, DenseHead, Head, HeadFile, Norm, kept, quantized, widened
 from flashspec.heads.candidates import ContextHead, IndexHead, PreviewHead, ShortlistHead
-from flashspec.heads.cluster import Clusters, members_of
+from flashspec.heads.cluster import Clusters
 from flashspec.heads.flash import FlashHead
 from flashspec.kernels import Packed
 from flashspec.models.files import PublicHead, ids_of, shaped
@@ -80,7 +80,7 @@ def load_public(folder: Path | str, weight: Tensor, norm: Norm | None = None) ->
     if int(assignments.min()) < 0 or int(assignments.max()) >= count:
         raise ValueError(f"cluster numbers run from 0 to {count - 1}, and these do not")
     means = columns.reshape(width, count).T.float().contiguous().to(weight.device)
-    clusters = Clusters(assignments, members_of(assignments, count, vocab // count), means)
+    clusters = Clusters(assignments, max(1, vocab // count), means)
     special = tuple(dict.fromkeys(ids_of(options.flash_head_special_token_ids)))
     return FlashHead.build(weight, norm, clusters, probes=options.n_probes or max(1, count // 16), always=special)
 

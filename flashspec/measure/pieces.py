@@ -14,7 +14,7 @@ from flashspec.decoding.stages import Stage
 from flashspec.decoding.ways import fastest
 from flashspec.heads.base import DenseHead, Head, Norm
 from flashspec.heads.candidates import PreviewHead, sizes
-from flashspec.heads.cluster import Clusters, members_of
+from flashspec.heads.cluster import Clusters
 from flashspec.heads.flash import FlashHead
 from flashspec.kernels import Packed
 from flashspec.models import graphs
@@ -84,8 +84,8 @@ def stand_in_flash(weight: Tensor | Packed, norm: Norm | None, probes: int, clus
     count = -(-vocab // cluster_size)
     order = torch.randperm(vocab, generator=torch.Generator().manual_seed(seed))
     assignments = torch.empty(vocab, dtype=torch.int64).scatter_(0, order, torch.arange(vocab) // cluster_size)
-    members, place = members_of(assignments, count, cluster_size), weight.device
-    clusters = Clusters(assignments.to(place), members.to(place), random_rows(count, width, seed=seed).to(place))
+    place = weight.device
+    clusters = Clusters(assignments.to(place), cluster_size, random_rows(count, width, seed=seed).to(place))
     return FlashHead.build(weight, norm, clusters, probes=probes)
 
 
