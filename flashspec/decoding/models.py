@@ -143,8 +143,7 @@ def taught() -> dict[str, Path]:
 
 def own_draft(target: str | Path) -> str | None:
     """The draft that belongs to a target by name; None for any other model."""
-    named = {**dict.fromkeys(REFERENCE["target"], "reference"), **{name: name for name in PAIRS if "draft" in PAIRS[name]}}
-    return named.get(str(target))
+    return str(target) if str(target) in REFERENCE["target"] or "draft" in PAIRS.get(str(target), {}) else None
 
 
 @typed

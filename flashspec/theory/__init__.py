@@ -35,18 +35,13 @@ class Costs:
     finalize: float = 0.0
     overhead: float = 0.0
 
-    def __post_init__(self) -> None:
-        for name in ("draft", "verify", "finalize", "overhead"):
-            if not callable(getattr(self, name)):
-                check_latency(name, getattr(self, name))
-
     def burst(self, block: int) -> float:
         """Time of drafting `block` tokens."""
-        return check_latency("draft", self.draft(block) if callable(self.draft) else block * self.draft)
+        return self.draft(block) if callable(self.draft) else block * self.draft
 
     def check(self, block: int) -> float:
         """Time of one check of `block` drafted tokens."""
-        return check_latency("verify", self.verify(block) if callable(self.verify) else self.verify)
+        return self.verify(block) if callable(self.verify) else self.verify
 
 
 class Interval(NamedTuple):
@@ -86,8 +81,9 @@ def tokens_from_curve(curve: Sequence[float]) -> float:
 
 def round_parts(costs: Costs, block: int) -> dict[str, float]:
     """The time ledger of one round: draft, verify, finalize, overhead."""
-    check_block(block)
-    return {"draft": costs.burst(block), "verify": costs.check(block), "finalize": costs.finalize, "overhead": costs.overhead}
+    draft, verify = costs.burst(check_block(block)), costs.check(block)
+    times = {"draft": draft, "verify": verify, "finalize": costs.finalize, "overhead": costs.overhead}
+    return {name: check_latency(name, time) for name, time in times.items()}
 
 
 def round_time(costs: Costs, block: int) -> float:
