@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from flashspec.decoding.cascade import Event, Limits, Step, check_prompt, decode
+from flashspec.decoding.cascade import Event, Limits, Step, decode
 from flashspec.decoding.method import Method, build, method_named
 from flashspec.decoding.models import Models
 from flashspec.decoding.stages import Stage
@@ -141,13 +141,12 @@ class Request:
 
 @typed
 def request(models: Models, prompt: Prompt, method: str | Method, sampling: Sampling, options: dict[str, Any]) -> Request:
-    """Check a call before the first forward; `options` are max_new_tokens, stop and fields of Method."""
+    """Make a call ready, before the first forward; `options` are max_new_tokens, stop and fields of Method."""
     options = dict(options)
     new, stop = options.pop("max_new_tokens", 128), options.pop("stop", None)
     chosen = method_named(own_method(models) if method == "auto" else method, options)
     limits = Limits(new, models.stop if stop is None else whole_numbers("stop (token ids)", stop), chosen.finalize)
     ids = models.encode(prompt) if isinstance(prompt, str) else list(whole_numbers("prompt", prompt))
-    check_prompt(ids, models.context)
     return Request(ids, build(chosen, models, sampling, min(models.context, len(ids) + new)), limits, chosen)
 
 

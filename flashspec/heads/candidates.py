@@ -23,7 +23,7 @@ from flashspec.heads.base import HeadFile, Norm, StoredHead, WeightHead, check_c
 from flashspec.heads.cluster import faiss_for
 from flashspec.kernels.integers import Shelf
 from flashspec.sampling import Scores
-from flashspec.typed import at_least
+from flashspec.typed import at_least, one_of
 
 SIZE, TOP = 2048, 16  # ids of a context, and of a verification that enter it
 KINDS = ("ivf", "ivfpq", "hnsw")
@@ -273,8 +273,7 @@ def usable(names: Collection[str]) -> list[str]:
 
 def _indexed(kind: str, weight: Tensor) -> Any:
     """All rows in an index, filled on one thread: a graph's links depend on the order in which points come."""
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    one_of("kind", kind, KINDS)
     faiss, (vocab, width) = faiss_for(f"head {kind!r}"), weight.shape
     lists = f"IVF{min(vocab, math.isqrt(16 * vocab))}"
     parts = next(n for n in range(max(1, width // 8), 0, -1) if width % n == 0)
