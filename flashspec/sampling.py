@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flashspec import kernels
 from flashspec.once import Once
-from flashspec.typed import typed
+from flashspec.typed import one_of, typed
 
 RULES = ("coupling", "speculative", "typical")
 USES = {"draw": 1, "accept": 2, "residual": 3, "gumbel": 5}
@@ -68,8 +68,7 @@ class Sampling:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}; 1 keeps every token")
         if self.top_k < 0:
             raise ValueError(f"top_k must be 0 (off) or above, got {self.top_k}")
-        if self.rule not in RULES:
-            raise ValueError(f"rule {self.rule!r} is unknown; known: {', '.join(RULES)}")
+        one_of("rule", self.rule, RULES)
 
 
 GREEDY = Sampling()

@@ -201,7 +201,7 @@ def test_the_control_a_head_without_its_verifier_is_caught():
 
 
 test_what_cannot_be_is_refused = refusing([
-    (lambda: head_named("best", Origin(matrix())), "head 'best' is unknown; known: dense"),
+    (lambda: head_named("best", Origin(matrix())), "head must be one of dense.*, got 'best'"),
     (lambda: head_named("vocab_trim", Origin(matrix())), "what the target wrote, and this model's folder has no"),
     (lambda: head_named("fr_spec", Origin(matrix())), "flashspec draft rank --head fr_spec"),
     (lambda: Method(draft="model", head="int8", probes=3), "has no option 'probes'; its options: none"),

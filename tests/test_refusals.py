@@ -197,7 +197,7 @@ test_a_sampling_that_means_nothing_is_refused = refusing([
       for value in (1e-40, 9e-4, NAN, -0.5, INF)],
     *[(lambda value=value: fs.Sampling(top_p=value), r"top_p must lie in \(0, 1\]") for value in (0.0, 1.01, NAN)],
     (lambda: fs.Sampling(top_k=-1), "top_k must be 0"),
-    (lambda: fs.Sampling(rule="hope"), "rule 'hope' is unknown; known: coupling"),
+    (lambda: fs.Sampling(rule="hope"), "rule must be one of coupling.*, got 'hope'"),
 ])  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from flashspec.heads.flash import FlashHead
 from flashspec.kernels import Packed
 from flashspec.models.files import PublicHead, ids_of, shaped
 from flashspec.models.folder import inside, read_config, read_tensors
+from flashspec.typed import one_of
 
 CACHE = "clustering_cache.safetensors"  # of the public layout
 
@@ -138,7 +139,6 @@ HEADS: dict[str, Kind] = {
 
 def head_named(name: str, origin: Origin) -> Head:
     """A head by name for one model; ValueError for an unknown name, a missing state or library."""
-    if name not in HEADS:
-        raise ValueError(f"head {name!r} is unknown; known: {', '.join(HEADS)}")
+    one_of("head", name, HEADS)
     head: Any = HEADS[name].make(origin)
     return head.with_plan(**VARIANTS[name]) if name in VARIANTS else head
