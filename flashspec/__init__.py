@@ -10,7 +10,7 @@ __version__ = "0.15.0"
 _HOMES = {
     "flashspec.sampling": ("Scores", "Sampling", "Dice"),
     "flashspec.models.transformer": ("Transformer",),
-    "flashspec.heads.dense": ("DenseHead",),
+    "flashspec.heads.base": ("DenseHead",),
     "flashspec.heads.flash": ("FlashHead",),
     "flashspec.decoding.rules": ("SpeculativeSampling", "GumbelCoupling", "TypicalAcceptance"),
     "flashspec.decoding.stages": ("Stage",),

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from flashspec import kernels
 from flashspec.once import Once
-from flashspec.typed import typed
+from flashspec.typed import one_of, typed
 
 RULES = ("coupling", "speculative", "typical")
 USES = {"draw": 1, "accept": 2, "residual": 3, "gumbel": 5}
 COLDEST = 1e-3  # logits divided by less leave float32
-_MASK = (1 << 64) - 1
 _HASHED: Once[tuple[int, torch.device], Tensor] = Once()
-Positions = list[int] | Tensor
-N = TypeVar("N", int, Tensor)
 
 
 class Scores(NamedTuple):
@@ -70,8 +68,7 @@ class Sampling:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}; 1 keeps every token")
         if self.top_k < 0:
             raise ValueError(f"top_k must be 0 (off) or above, got {self.top_k}")
-        if self.rule not in RULES:
-            raise ValueError(f"rule {self.rule!r} is unknown; known: {', '.join(RULES)}")
+        one_of("rule", self.rule, RULES)
 
 
 GREEDY = Sampling()
@@ -93,16 +90,17 @@ def warp(scores: Scores, sampling: Sampling) -> Scores:
     return Scores(scores.ids, logits)
 
 
-def _mix64(x: N) -> N:
-    """One step of splitmix64, a bijection on signed 64-bit numbers or tensors of them."""
-    x = _wrapped(x + _signed(0x9E3779B97F4A7C15, 64))
-    x = _wrapped((x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9, 64))
-    x = _wrapped((x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB, 64))
+def _mix64(x: Tensor) -> Tensor:
+    """One step of splitmix64, a bijection on signed 64-bit numbers, which wrap."""
+    x = x + _signed(0x9E3779B97F4A7C15, 64)
+    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9, 64)
+    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB, 64)
     return x ^ _shift(x, 31)
 
 
-def _wrapped(x: N) -> N:
-    return x if isinstance(x, Tensor) else _signed(x, 64)
+@lru_cache
+def _mixed(seed: int) -> int:
+    return int(_mix64(torch.tensor(_signed(seed, 64))))
 
 
 def _signed(value: int, bits: int = 32) -> int:
@@ -110,7 +108,7 @@ def _signed(value: int, bits: int = 32) -> int:
     return value - (1 << bits) if value >= 1 << (bits - 1) else value
 
 
-def _shift(x: N, count: int, bits: int = 64) -> N:
+def _shift(x: Tensor, count: int, bits: int = 64) -> Tensor:
     """Logical right shift of signed integers."""
     return (x >> count) & ((1 << (bits - count)) - 1)
 
@@ -140,20 +138,21 @@ def _gumbel(hashed: Tensor) -> Tensor:
 class Dice(NamedTuple):
     """Random numbers that are functions of (seed, position, ...), so no draw depends on earlier draws.
 
-    For a tensor of positions they are made on its device, where a graph can record them.
+    They are made on the device of the positions, where a graph can record them.
     """
 
     seed: int
 
-    def key(self, position: N, use: str, stage: int = 0) -> N:
-        """A signed 64-bit number for one draw at a position, or for each of a tensor of positions."""
-        return _mix64(_mix64(position ^ _mix64(_wrapped(self.seed))) ^ (USES[use] << 16 | stage))
+    def key(self, positions: Tensor, *uses: str, stage: int = 0) -> Tensor:
+        """Signed 64-bit numbers [uses, n] for one draw of each use at each of the positions [n]."""
+        mixed = _mix64(positions ^ _mixed(self.seed))
+        return _mix64(torch.stack([mixed ^ (USES[use] << 16 | stage) for use in uses]))
 
-    def hashed(self, scores: Scores | None, positions: Positions, vocab_size: int) -> tuple[Tensor, Tensor]:
-        """Hashed ids [1 or n, m] of scores [n, m] (None: all ids) and the positions' keys [n], for `noise`."""
+    def hashed(self, scores: Scores | None, positions: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+        """Hashed ids [1 or n, m] of scores [n, m] (None: all ids) and the positions' keys [n], both int32, for `noise`."""
         table = hashed_ids(vocab_size, scores.logits.device if scores else torch.device("cpu"))
         ids = None if scores is None else scores.ids
-        return table[None] if ids is None else table[ids], self.keys(positions, "gumbel")
+        return table[None] if ids is None else table[ids], self.key(positions, "gumbel")[0].to(torch.int32)
 
     def gumbel(self, scores: Scores, positions: Tensor, vocab_size: int) -> Tensor:
         """Noise [n, m] for the ids of scores [n, m], at positions [n] that the host knows."""
@@ -165,17 +164,8 @@ class Dice(NamedTuple):
         fused = kernels.gumbel(hashed, keys)
         return _gumbel(_mix32(hashed ^ keys.to(hashed.device)[:, None])) if fused is None else fused
 
-    def keys(self, positions: Positions, use: str) -> Tensor:
-        """Keys [n] of positions, int32, on their device: noise is a hash of an id and its position's key."""
-        if isinstance(positions, Tensor):
-            return self.key(positions, use).to(torch.int32)
-        return torch.tensor([_signed(self.key(position, use)) for position in positions], dtype=torch.int32)
-
-    def uniform(self, positions: Positions, stage: int, use: str) -> Tensor:
-        """Numbers [n] in (0, 1), float64, for one stage's draws of one use, on the positions' device."""
-        if isinstance(positions, Tensor):
-            keys = self.key(positions, use, stage)
-            high, low = _shift(keys, 32).double(), (keys & 0xFFFFFFFF).double()
-            return (high * 2.0**32 + low + 0.5) * 2.0**-64
-        numbers = [(self.key(position, use, stage) & _MASK) + 0.5 for position in positions]
-        return torch.tensor(numbers, dtype=torch.float64) * 2.0**-64
+    def uniform(self, positions: Tensor, stage: int, *uses: str) -> Tensor:
+        """Numbers [uses, n] in (0, 1), float64, for one stage's draws at positions [n]."""
+        keys = self.key(positions, *uses, stage=stage)
+        high, low = _shift(keys, 32).double(), (keys & 0xFFFFFFFF).double()
+        return (high * 2.0**32 + low + 0.5) * 2.0**-64

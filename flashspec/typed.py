@@ -1,9 +1,13 @@
-"""Arguments checked against their annotations, in one place for every public entry."""
+"""Arguments checked against their annotations, in one place for every public entry, and against what is possible.
+
+An impossible number is refused by name, never computed with.
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import math
 import operator
 import reprlib
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -14,6 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 Entry = TypeVar("Entry", bound=Callable[..., Any])
 D = TypeVar("D", bound=Any)
+N = TypeVar("N", int, float)
 WORDS = {int: "a whole number", float: "a number", str: "a string", bool: "True or False", NoneType: "None"}
 LARGEST = 2**62  # of whole numbers that torch takes for a number
 MANY = {"a whole number": "whole numbers", "a number": "numbers", "a string": "strings", "a string or Path": "strings"}
@@ -82,7 +87,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, Real) and not isinstance(value, bool) and not (isinstance(value, int) and abs(value) > LARGEST)
     if get_origin(hint) is Callable:
         return callable(value)
-    return hint is Any or not isinstance(hint, type) or getattr(hint, "_is_protocol", False) or isinstance(value, hint)
+    return hint is Any or not isinstance(hint, type) or isinstance(value, hint)
 
 
 def _is_list(hint: Any) -> bool:
@@ -97,3 +102,48 @@ def _is_whole(value: Any) -> bool:
     except TypeError:
         return False
     return not isinstance(value, bool)
+
+
+def _checked(value: N, holds: bool, words: str) -> N:
+    if not holds:
+        raise ValueError(f"{words}, got {value}")
+    return value
+
+
+def check_share(name: str, value: float) -> float:
+    return _checked(value, 0.0 <= value <= 1.0, f"{name} must lie in [0, 1]")
+
+
+def check_block(block: int) -> int:
+    return _checked(block, block >= 1 and block == int(block), "block must be a whole number of at least 1")
+
+
+def check_latency(name: str, value: float) -> float:
+    return _checked(value, 0.0 <= value < math.inf, f"{name} must be finite and at least 0")
+
+
+def check_positive(name: str, value: float) -> float:
+    return _checked(value, value > 0.0, f"{name} must be above 0")
+
+
+def at_least(params: Any, **least: int) -> None:
+    """Refuse a field, or a member of a list field, below its least value, and an empty list."""
+    for name, low in least.items():
+        value = getattr(params, name)
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        if not values or min(values) < low:
+            raise ValueError(f"{name} must be at least {low}, got {min(values) if values else 'none'}")
+
+
+def one_of(name: str, value: Any, known: Iterable[str]) -> None:
+    """Refuse a value that is not known."""
+    if value not in (choices := tuple(known)):
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def among(params: Any, **known: Iterable[str]) -> None:
+    """Refuse a field, or a member of a list field, that is not known."""
+    for name, choices in known.items():
+        value = getattr(params, name)
+        for each in value if isinstance(value, (tuple, list)) else (value,):
+            one_of(name, each, choices)

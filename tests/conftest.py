@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from flashspec.cli.main import status
-from flashspec.heads.index import KINDS
+from flashspec.heads.candidates import KINDS
 
 pytest_plugins = ("browser",)
 

@@ -10,7 +10,7 @@ from scipy.stats import chi2
 
 from flashspec import DenseHead, FlashHead, Limits, SpeculativeSampling, Stage, decode
 from flashspec.decoding import cascade
-from flashspec.heads.base import Fixed
+from flashspec.heads.base import Head
 from flashspec.heads.cluster import from_assignments
 from flashspec.sampling import Sampling, Scores, warp
 
@@ -44,13 +44,13 @@ class PrefixReader:
         self.seen = min(self.seen, n)
 
 
-class PrefixHead(Fixed):
+class PrefixHead(Head):
     vocab_size = VOCAB
 
     def __init__(self, head):
-        self.scores = head(torch.eye(PREFIXES), torch.arange(PREFIXES), None)
+        self.scores = head(torch.eye(PREFIXES))
 
-    def __call__(self, rows, positions, dice):
+    def __call__(self, rows):
         ids = self.scores.ids
         return Scores(None if ids is None else ids[rows], self.scores.logits[rows])
 

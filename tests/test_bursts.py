@@ -10,7 +10,7 @@ from toys import run, with_biases
 from flashspec import Models, Sampling, Scores, kernels
 from flashspec.decoding.generate import agreement
 from flashspec.decoding.rules import KINDS, Drawn, SpeculativeSampling, Waiting
-from flashspec.decoding.stages import Stage, in_turn
+from flashspec.decoding.stages import Stage
 from flashspec.decoding.ways import CompiledBurst, CompiledScore, fastest
 from flashspec.heads import DenseHead, FlashHead, quantized
 from flashspec.models.config import ModelConfig
@@ -51,7 +51,7 @@ def stage(model, head, rule, temperature, **sampling):
 
 
 def slow_stage(*given):
-    return stage(*given)._replace(way=in_turn)
+    return stage(*given)._replace(way=None)
 
 
 def played(stage):
@@ -59,9 +59,9 @@ def played(stage):
     tokens[:9] = torch.arange(20, 29)
     for start, want, rewound in ((9, 0, 9), (9, 4, 10), (11, 5, 15), (16, 1, 16)):
         tokens[start - 1] = 7 * start
-        burst = stage.write(tokens, start, want)
-        drawn += burst.drawn
-        rows.append(burst.rows)
+        burst, read = stage.write(tokens, start, want)
+        drawn += burst
+        rows.append(read)
         assert stage.reader.seen == (start + want - 1 if want else 0)
         stage.reader.rewind(rewound)
     return tokens, drawn, rows
@@ -124,7 +124,7 @@ def test_a_burst_marks_what_is_not_a_number_and_refuses_what_does_not_fit(model)
     weight[5] = torch.nan
     broken = broken._replace(head=DenseHead(model.norm, weight))
     tokens = torch.zeros(CONTEXT, dtype=torch.int64)
-    assert not any(bool(d.sound) for d in broken.write(tokens, 3, 2).drawn)
+    assert not any(bool(d.sound) for d in broken.write(tokens, 3, 2)[0])
     refused("do not fit the context", lambda: broken.write(torch.zeros(CONTEXT + 9, dtype=torch.int64), CONTEXT, 4))
 
 

@@ -21,7 +21,7 @@ from flashspec import Limits, Models, decode
 from flashspec.decoding import ways
 from flashspec.decoding.method import build, method_named
 from flashspec.decoding.rules import rule_for
-from flashspec.decoding.stages import in_turn, scripted
+from flashspec.decoding.stages import scripted
 from flashspec.decoding.ways import CapturedBurst, CapturedScore, fastest
 from flashspec.models import engine as graphs
 from flashspec.models import synthetic
@@ -148,7 +148,7 @@ def close(mine, theirs):
 def alike(make, finalize="deferred", record=False):
     """Whether static buffers write, score and decide what the loop does, over 24 tokens."""
     told = []
-    for way in (fastest, in_turn):
+    for way in (fastest, None):
         notes, stages = [], recording(make(), record and way is fastest)
         steps = decode([noted(stage._replace(way=way), notes) for stage in stages], PROMPT, Limits(24, (), finalize))
         told.append(tree_leaves([[(step.tokens, step.events) for step in steps], notes]))

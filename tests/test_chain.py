@@ -8,8 +8,7 @@ from tables import HEAD, MACHINE, TOKEN, factorial, line, pieces, race, recall_r
 from flashspec.study import answers, chain, compare, figures, recall, stages
 from flashspec.study.frames import pivoted
 from flashspec.study.quote import NOT_HERE, digits, shown, value, verdict
-from flashspec.theory import Level, amdahl, nested
-from flashspec.theory.nested import BURSTS, WAITS, scheduled
+from flashspec.theory import BURSTS, WAITS, Level, amdahl, nested, scheduled
 
 ONE = pieces(layers=(2,))
 

@@ -11,9 +11,8 @@ pytest.importorskip("pandas")
 
 from flashspec import theory
 from flashspec.study import papers
-from flashspec.theory import decision
+from flashspec.theory import decision, scheduled
 from flashspec.theory.decision import Setting
-from flashspec.theory.nested import scheduled
 
 STATIC = Path(__file__).resolve().parent.parent / "book" / "_static"
 WORKS = ["thesis", "yan-deep", "yan-wide", "hispec"]

@@ -11,10 +11,8 @@ from flashspec import kernels
 from flashspec.heads import DenseHead, FlashHead, agreement, calibrate_always, cluster, required_probes
 from flashspec.heads.cluster import Recipe
 from flashspec.models.transformer import RMSNorm
-from flashspec.sampling import Dice
 
 VOCAB, WIDTH, ROWS = 515, 48, 24
-POSITIONS = torch.arange(ROWS)
 WIDE = [torch.float32, torch.bfloat16, torch.float64]
 EDGES = (0, 3, VOCAB - 1)
 weight, hidden = partial(normal, VOCAB, WIDTH, seed=1), partial(normal, ROWS, WIDTH, seed=2)
@@ -48,7 +46,7 @@ def is_exact(scores, exact, tolerance=1e-5):
 
 def is_whole(head, dtype):
     """Whether a head that probes every cluster is the dense head."""
-    scores = head.with_probes(head.clusters.count)(hidden(dtype=dtype), POSITIONS, Dice(0))
+    scores = head.with_plan(probes=head.clusters.count)(hidden(dtype=dtype))
     return is_exact(scores, dense(dtype)(hidden(dtype=dtype)).logits) and int((scores.logits > -torch.inf).sum()) == ROWS * VOCAB
 
 
@@ -56,7 +54,7 @@ def is_whole(head, dtype):
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
 def test_logits_are_the_dense_ones_row_by_row_and_all_of_them_where_every_cluster_is_probed(changes, dtype):
     head, rows = flash(dtype, **changes), hidden(dtype=dtype)
-    scores = head.with_probes(9)(rows, POSITIONS, Dice(4))
+    scores = head.with_plan(probes=9)(rows)
     assert is_exact(scores, dense(dtype)(rows).logits) and is_whole(head, dtype)
     assert all((scores.ids == forced).any(1).all() for forced in changes.get("always", ()))
     assert not torch.equal(scores.ids, scores.ids[:1].expand(ROWS, -1)), "every row probes for itself"
@@ -72,14 +70,14 @@ def test_a_packed_table_gives_the_packed_dense_heads_logits_bit_for_bit(changes,
     packed = kernels.pack(weight(), bits)
     head, exact = FlashHead.build(packed, norm(), **changes), DenseHead(norm(), packed)(hidden()).logits
     assert head.table.blocks.kind == packed.kind and head.table.blocks.nbytes == packed.nbytes // 33 * len(head.table.ids)
-    for each in (head.with_probes(5), head.with_probes(33)):
-        scores, twin = (one(hidden(), POSITIONS, Dice(4)) for one in (each, replace(each, norm=lambda x: head.norm(x))))
+    for each in (head.with_plan(probes=5), head.with_plan(probes=33)):
+        scores, twin = (one(hidden()) for one in (each, replace(each, norm=lambda x: head.norm(x))))
         assert is_exact(scores, exact, 0) and torch.equal(scores.ids, twin.ids) and torch.equal(scores.logits, twin.logits)
         assert each.scoring is not None
     assert int((scores.logits > -torch.inf).sum()) == ROWS * VOCAB and scores.logits.shape[1] < VOCAB + 64
     turned = replace(packed, cells=head.table.blocks.cells.flip(1), rows=head.table.ids.numel())
     controls = replace(each, table=head.table._replace(blocks=turned)), FlashHead.build(packed.dequantised(), norm(), probes=33)
-    assert not any(is_exact(control(hidden(), POSITIONS, Dice(4)), exact, 0) for control in controls)
+    assert not any(is_exact(control(hidden()), exact, 0) for control in controls)
 
 
 @pytest.mark.parametrize(("changes", "part", "spoil"), [
@@ -100,7 +98,7 @@ def test_a_rounded_first_stage_reads_fewer_bytes_and_finds_nearly_the_same():
     assert size["weight"] / count > size["int8"] / panels > size["int4"] / panels
     chosen = [rounded[kind].blocks_of(head.norm(hidden())).tolist() for kind in ("weight", "int8")]
     assert sum(len(set(a) & set(b)) for a, b in zip(*chosen, strict=True)) > 0.9 * 8 * ROWS
-    assert rounded["int8"].table.blocks is head.with_probes(7).table.blocks is head.table.blocks
+    assert rounded["int8"].table.blocks is head.with_plan(probes=7).table.blocks is head.table.blocks
 
 
 def test_probes_are_the_clusters_nearest_in_direction():
@@ -113,8 +111,8 @@ def test_probes_are_the_clusters_nearest_in_direction():
 def test_required_probes_is_the_least_number_that_agrees():
     head = flash()
     for row, least in zip(hidden(), required_probes(head, dense(), hidden()).tolist(), strict=True):
-        assert agreement(head.with_probes(least), dense(), row[None]) == 1.0
-        assert least == 1 or agreement(head.with_probes(least - 1), dense(), row[None]) == 0.0
+        assert agreement(head.with_plan(probes=least), dense(), row[None]) == 1.0
+        assert least == 1 or agreement(head.with_plan(probes=least - 1), dense(), row[None]) == 0.0
 
 
 def test_calibrated_ids_are_those_missed_and_end_those_misses():

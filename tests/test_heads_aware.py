@@ -12,9 +12,8 @@ import torch
 from flashspec.cli.main import status
 from flashspec.decoding.models import Models, load
 from flashspec.heads import DenseHead, FlashHead, Origin, head_named, registry
-from flashspec.heads.aware import asked_of, bisected, cluster_for
 from flashspec.heads.base import FILE, kept
-from flashspec.heads.cluster import Recipe
+from flashspec.heads.cluster import Recipe, asked_of, bisected, cluster_for
 from flashspec.heads.flash import required_probes
 from flashspec.kernels import Packed, library, pack
 from flashspec.measure.prompts import Prompt, load_prompts
@@ -63,7 +62,7 @@ def test_the_likeliest_ids_are_always_scored_once_each_unless_the_plan_names_oth
     always = list(head.plan.always)
     assert len(set(always)) == len(always) == VOCAB // 128 and (likely[always].diff() <= 1e-4).all()
     assert likely[always].min() >= 0.9 * likely.sort(descending=True).values[len(always) - 1]
-    assert {*always} <= {*head.with_probes(1)(rows[:1]).ids[0].tolist()} and head.clusters.centroids.dtype is torch.float32
+    assert {*always} <= {*head.with_plan(probes=1)(rows[:1]).ids[0].tolist()} and head.clusters.centroids.dtype is torch.float32
     assert FlashHead.build(given, queries=queries(), always=(7,)).plan.always == (7,)
     assert FlashHead.build(given).plan.always == ()
 

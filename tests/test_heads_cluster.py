@@ -8,7 +8,7 @@ from shelf import refused
 from torch.nn import functional as F
 
 from flashspec.heads import cluster
-from flashspec.heads.cluster import Recipe, assign_balanced, from_assignments, members_of, nearest
+from flashspec.heads.cluster import Clusters, Recipe, assign_balanced, from_assignments, nearest
 
 
 def rows(count, width=24, seed=0):
@@ -46,7 +46,7 @@ def test_nearest_centroids_alone_are_not_balanced():
     points = F.normalize(rows(640), dim=1)
     centroids = points[:40]
     assert torch.bincount(nearest(points, centroids), minlength=40).max() > 16
-    refused("clusters of 16 expected", members_of, nearest(points, centroids), 40, 16)
+    refused("clusters of 16 expected", Clusters, nearest(points, centroids), 16, centroids)
 
 
 def test_the_auction_gives_a_full_cluster_to_its_highest_bidders_and_ends_when_every_point_is_the_same():

@@ -8,14 +8,13 @@ from prefixes import PREFIXES, PrefixHead, caught, dense, law, p_of, stack, weig
 from shelf import normal, refused, refusing
 from toys import TEMPERATURES, VOCAB, duo, run, text
 
-from flashspec import Dice, Method, Scores
+from flashspec import Method, Scores
 from flashspec.heads import HEADS, ContextHead, FlashHead, Origin, PreviewHead, ShortlistHead, head_named, quantized
-from flashspec.heads.base import Fixed
+from flashspec.heads.base import Head
 from flashspec.heads.cluster import from_assignments
 from flashspec.heads.registry import RANKED, VARIANTS
 
 ROWS, WIDTH, IDS = 9, 32, 500
-POSITIONS = torch.arange(ROWS)
 FULL = ("dense", "int8", "int4")  # heads that score every id
 SHORT = [name for name in HEADS if "shortlist" in HEADS[name].options]
 names = pytest.mark.parametrize("name", HEADS)
@@ -38,10 +37,10 @@ def same(one, other):
 @names
 def test_many_rows_at_once_give_what_each_gives_alone(name, dtype):
     head, rows = built(name, dtype), hidden().to(dtype)
-    alone = [head(rows[i : i + 1], POSITIONS[i : i + 1], Dice(4)) for i in range(ROWS)]
+    alone = [head(rows[i : i + 1]) for i in range(ROWS)]
     ids = None if name in FULL else torch.cat([s.ids for s in alone])
-    assert same(head(rows, POSITIONS, Dice(4)), Scores(ids, torch.cat([s.logits for s in alone])))
-    refused("reads rows of shape", lambda: head(rows[:, 1:], POSITIONS, Dice(0)))
+    assert same(head(rows), Scores(ids, torch.cat([s.logits for s in alone])))
+    refused("reads rows of shape", lambda: head(rows[:, 1:]))
 
 
 def compiled_as_called(head):
@@ -61,7 +60,7 @@ def test_the_control_a_list_that_is_drafted_from_with_the_whole_weight_is_caught
 
 @pytest.mark.parametrize("name", [name for name in HEADS if name not in FULL])
 def test_every_listed_logit_is_the_dense_one_and_each_id_counts_once(name):
-    scores, exact = built(name)(hidden(), POSITIONS, Dice(4)), built("dense")(hidden()).logits
+    scores, exact = built(name)(hidden()), built("dense")(hidden()).logits
     counts = scores.logits > -torch.inf
     assert counts.any(1).all() and torch.equal(scores.logits[counts], exact.gather(1, scores.ids)[counts])
     assert torch.zeros(ROWS, IDS).scatter_add_(1, scores.ids, counts.float()).max() == 1
@@ -80,9 +79,9 @@ def test_an_approximation_finds_the_best_id_more_often_than_chance(name):
 
 @pytest.mark.parametrize("name", SHORT)
 def test_listing_every_id_is_the_dense_head(name):
-    head = built(name).with_shortlist(IDS)
+    head = built(name).with_plan(shortlist=IDS)
     if name in ("ivf", "ivfpq"):
-        head = head.with_probes(head.lists)
+        head = head.with_plan(probes=head.lists)
     assert torch.equal(best(head(hidden())), best(built("dense")(hidden())))
 
 
@@ -152,7 +151,7 @@ def listed(head):
 
 
 def test_the_context_holds_what_was_seen_last():
-    head = ContextHead(None, matrix(), size=6, top=2)
+    head = ContextHead(None, matrix(), shortlist=6, top=2)
     assert listed(head) == {0, 1, 2, 3, 4, 5}
     head.learn(torch.tensor([90, 91, 90, 92]), None)
     assert listed(head) == {90, 91, 92, 0, 1, 2}
@@ -167,7 +166,7 @@ def test_the_context_holds_what_was_seen_last():
     assert listed(head) == {0, 1, 2, 3, 4, 5}
 
 
-class LiveHead(Fixed):
+class LiveHead(Head):
     """A real head on one-hot rows of the toy models' prefixes, asked anew at every step."""
 
     vocab_size = 4
@@ -175,8 +174,8 @@ class LiveHead(Fixed):
     def __init__(self, head):
         self.head, self.learn = head, head.learn
 
-    def __call__(self, rows, positions, dice):
-        return self.head(torch.eye(PREFIXES)[rows], positions, dice)
+    def __call__(self, rows):
+        return self.head(torch.eye(PREFIXES)[rows])
 
 
 def small(name):
@@ -185,7 +184,7 @@ def small(name):
         return FlashHead.build(NEAR, None, clusters, probes=1, **VARIANTS.get(name, {}))
     ranked = {"fr_spec": torch.tensor([2, 0]), "vocab_trim": torch.tensor([3, 1])}
     made = ShortlistHead.build(NEAR, ranked[name]) if name in RANKED else head_named(name, Origin(NEAR))
-    return made.with_shortlist(2) if name in SHORT else made
+    return made.with_plan(shortlist=2) if name in SHORT else made
 
 
 NEAR = weight(1, 0)
@@ -202,7 +201,7 @@ def test_the_control_a_head_without_its_verifier_is_caught():
 
 
 test_what_cannot_be_is_refused = refusing([
-    (lambda: head_named("best", Origin(matrix())), "head 'best' is unknown; known: dense"),
+    (lambda: head_named("best", Origin(matrix())), "head must be one of dense.*, got 'best'"),
     (lambda: head_named("vocab_trim", Origin(matrix())), "what the target wrote, and this model's folder has no"),
     (lambda: head_named("fr_spec", Origin(matrix())), "flashspec draft rank --head fr_spec"),
     (lambda: Method(draft="model", head="int8", probes=3), "has no option 'probes'; its options: none"),
@@ -210,7 +209,7 @@ test_what_cannot_be_is_refused = refusing([
     (lambda: ShortlistHead.build(matrix(), torch.arange(IDS), size=IDS + 1), "shortlist must lie between 1 and the 500 ranked"),
     (lambda: ShortlistHead.build(matrix(), ranked=torch.tensor([0, IDS])), "lists ids from 0 to 499"),
     (lambda: ShortlistHead.build(matrix(), ranked=torch.tensor([4, 4])), "every id once"),
-    (lambda: ContextHead(None, matrix(), size=0), "size must be at least 1"),
-    (lambda: PreviewHead.build(matrix()).with_shortlist(IDS + 1), "candidates must lie between 1 and the 500 ids"),
+    (lambda: ContextHead(None, matrix(), shortlist=0), "shortlist must be at least 1"),
+    (lambda: PreviewHead.build(matrix()).with_plan(shortlist=IDS + 1), "shortlist must lie between 1 and the 500 ids"),
     (lambda: quantized(matrix(), bits=3), "8, 6 or 4 bits"),
 ])  # fmt: skip

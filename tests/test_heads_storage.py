@@ -19,8 +19,8 @@ from flashspec.decoding.generate import generate, own_method
 from flashspec.decoding.models import Models, load
 from flashspec.heads import HEADS, FlashHead, IndexHead, Origin, ShortlistHead, cluster, head_named, ranked_by_frequency, registry
 from flashspec.heads.base import kept, weight_digest
+from flashspec.heads.candidates import KINDS, usable
 from flashspec.heads.cluster import Recipe
-from flashspec.heads.index import KINDS, usable
 from flashspec.heads.registry import RANKED, file_of
 from flashspec.models.folder import read_tensors
 from flashspec.models.transformer import Transformer
@@ -59,7 +59,7 @@ def test_a_saved_head_is_found_by_its_name_in_the_models_folder_as_it_was(tmp_pa
     head.save(tmp_path if known == "flash" else tmp_path / file_of(known))
     assert [path.name for path in tmp_path.iterdir()] == [file_of(known)]
     assert same(head, head_named(known, Origin(weight(), None, tmp_path))) and same(head, MADE[name]())
-    assert not same(head, head.with_probes(4) if known not in RANKED else head.with_shortlist(9))
+    assert not same(head, head.with_plan(probes=4) if known not in RANKED else head.with_plan(shortlist=9))
 
 
 def test_every_flash_head_reads_the_folders_clusters(tmp_path):
@@ -151,15 +151,15 @@ def test_more_probes_never_find_less_and_with_faiss_none_is_left_out():
     assert usable(HEADS) == list(HEADS)
     best, found = (rows() @ weight().float().T).argmax(1), []
     for probes in (1, 8, 69):
-        scores = IndexHead.build(weight()).with_shortlist(10).with_probes(probes)(rows())
+        scores = IndexHead.build(weight()).with_plan(shortlist=10, probes=probes)(rows())
         found.append(int((scores.pick(scores.logits.argmax(1)) == best).sum()))
     assert found == sorted(found) and found[-1] == 6 > found[0]
 
 
 @pytest.mark.parametrize(("call", "words"), [
     (lambda: IndexHead.build(weight(), None, "lsh"), "kind must be one of ivf, ivfpq, hnsw"),
-    (lambda: IndexHead.build(weight()).with_shortlist(301), "candidates must lie between 1 and the 300 ids, got 301"),
-    (lambda: IndexHead.build(weight()).with_probes(70), "probes must lie between 1 and the 69 lists"),
+    (lambda: IndexHead.build(weight()).with_plan(shortlist=301), "shortlist must lie between 1 and the 300 ids, got 301"),
+    (lambda: IndexHead.build(weight()).with_plan(probes=70), "probes must lie between 1 and the 69 lists"),
 ])  # fmt: skip
 def test_searches_that_do_not_fit_are_refused(call, words):
     pytest.importorskip("faiss")

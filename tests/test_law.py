@@ -9,13 +9,13 @@ from itertools import product
 
 import pytest
 import torch
-from prefixes import PLAIN, PrefixHead, caught, dense, distance, law, p_of, sparse, stack, weight, without_promotion
+from prefixes import PLAIN, caught, dense, distance, law, p_of, sparse, stack, weight, without_promotion
 from toys import random_model
 
-from flashspec import DenseHead, Method, Models, build, kernels
+from flashspec import Method, Models, build, kernels
 from flashspec.decoding import cascade
 from flashspec.decoding.lookup import LookupHead, LookupReader, nothing_to_say
-from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling, TypicalAcceptance, probability_of
+from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling, TypicalAcceptance
 from flashspec.decoding.stages import Stage, unsure
 from flashspec.sampling import Dice, Sampling, Scores, warp
 
@@ -47,32 +47,23 @@ def three(doubt=None, middle=SpeculativeSampling):
     return stages
 
 
-class Noting(PrefixHead):
-    """Remembers the position it was asked about."""
-
-    def __call__(self, rows, positions, dice):
-        self.position = int(positions[0])
-        return super().__call__(rows, positions, dice)
-
-
 class Peeking:
     """In doubt where the very token that will be drawn is improbable: the draw decides whether it counts."""
 
-    def __init__(self, rule, head):
-        self.rule, self.head = rule, head
+    def __init__(self, rule, reader):
+        self.rule, self.reader = rule, reader
 
     def __call__(self, scores):
-        drawn = self.rule.draw(scores, self.head.position, 0)
-        return probability_of(drawn.scores, drawn.token) < 0.35
+        drawn = self.rule.draw(scores, self.reader.seen, 0)
+        return drawn.scores.dense(VOCAB)[0, drawn.token] < 0.35
 
 
 def doubting(doubt):
-    head = Noting(DenseHead(None, weight(*NEAR)))
-    make = stack([head, TOP])
+    make = stack([dense(*NEAR), TOP])
 
     def stages(sampling):
         draft, target = make(sampling)
-        return [draft._replace(doubt=doubt(draft.rule, head)), target]
+        return [draft._replace(doubt=doubt(draft.rule, draft.reader)), target]
 
     return stages
 
@@ -129,7 +120,7 @@ KEPT = {
     **{f"warped {w}": lambda w=w: p_of(two(), 800, law(0, w), sampling=w) for w in WARPS},
     "coupling": lambda: p_of(two(GumbelCoupling), 1000, law(0)),
     "coupling, sparse": lambda: p_of(two(GumbelCoupling, sparse), 1000, law(0)),
-    "draft that doubts": lambda: p_of(doubting(lambda rule, head: DOUBT), 800, law(0)),
+    "draft that doubts": lambda: p_of(doubting(lambda rule, reader: DOUBT), 800, law(0)),
     "middle that doubts": lambda: p_of(three(DOUBT), 800, law(0), new=4),
     "lookup": lambda: p_of(looking_up(), 800, law(0)),
     **{f"spans {n}": lambda n=n: p_of(spans(*n), 1000, own_law(), new=4) for n in ((1, 2), (2, 2), (1, 3))},
@@ -144,8 +135,8 @@ def test_the_law_of_the_target_is_kept(name):
 class OneNumber(Dice):
     """Accepts and draws the residual with the same random number (vllm-ascend 16370)."""
 
-    def uniform(self, positions, stage, use):
-        return super().uniform(positions, stage, "accept" if use == "residual" else use)
+    def uniform(self, positions, stage, *uses):
+        return super().uniform(positions, stage, *("accept" if use == "residual" else use for use in uses))
 
 
 class DenseClaim(SpeculativeSampling):
@@ -184,7 +175,7 @@ NoResidual = broken(residual=lambda self, p, q: p)  # draws the correction from 
 Credulous = broken(accepts=lambda self, p, q, tokens, numbers: torch.ones_like(tokens, dtype=torch.bool))
 RawClaim = broken(draw=at_another_temperature)  # and claims the raw scores (DeepSpec 31)
 UNIFORM = Scores(torch.arange(VOCAB)[None], torch.zeros(1, VOCAB))
-Boasting = broken(LookupHead, __call__=lambda self, rows, *_: Scores(*(part.expand(len(rows), -1) for part in UNIFORM)))
+Boasting = broken(LookupHead, __call__=lambda self, rows: Scores(*(part.expand(len(rows), -1) for part in UNIFORM)))
 Copying = broken(draw=copying)  # draws id 1 whatever the scores say
 BROKEN = {
     "shared random number": lambda: caught(two(SharedNumber), law(0)),

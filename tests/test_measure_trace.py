@@ -24,7 +24,7 @@ from flashspec.once import Once
 from flashspec.sampling import GREEDY
 from flashspec.study.drafting import TWINS
 from flashspec.study.family import accepted, records
-from flashspec.theory import replayed_all
+from flashspec.theory import replayed as counted
 
 PROMPTS = [Prompt("code", tuple(START)), Prompt("prose", (9, 9, 8, 2))]
 DENSE, FLASH = Method("model"), Method("model", "flash")
@@ -40,7 +40,7 @@ def live(models, method, sampling, k, new=24):
 def replayed(models, method, sampling, k, new=24):
     trace = record(Models(models.target), PROMPTS, sampling, new)
     alone = Models(models.draft, models.draft, heads=Once({("draft", "flash"): models.head("draft", "flash")}))
-    return replayed_all(tracing.replay_texts(trace, alone, method), k)
+    return counted(tracing.replay_texts(trace, alone, method), k)
 
 
 @pytest.mark.parametrize("method", [DENSE, FLASH], ids=["dense", "flash"])
@@ -126,7 +126,7 @@ def test_a_record_counts_what_a_live_decode_counts(folders, tmp_path, k):
     told = [{"tokens": text.tokens, "proposed": ids} for text, ids in zip(texts, best, strict=True)]
     (found / "proposals.json").write_text(json.dumps({"texts": told}))
     live = [generate(models, list(p.ids), Method("model", k=k), GREEDY, max_new_tokens=16, stop=()).stats for p in prompts]
-    counts = replayed_all(accepted(found), k)
+    counts = counted(accepted(found), k)
     assert (counts.rounds, counts.accepted) == (sum(s.rounds for s in live), sum(s.accepted for s in live))
     (line,) = records(k, tmp_path).to_dict("records")
     assert line["draft"] == "point" and line["TAR"] == pytest.approx(sum(s.emitted for s in live) / counts.rounds)

@@ -54,8 +54,8 @@ def same_text_after_another():
 
 
 class Extreme(Dice):
-    def uniform(self, positions, stage, use):
-        return torch.ones(len(positions), dtype=torch.float64)
+    def uniform(self, positions, stage, *uses):
+        return torch.ones(len(uses), len(positions), dtype=torch.float64)
 
 
 def ids_stay_inside():
@@ -136,7 +136,7 @@ def shifts_rows(self, tokens, first, score=Stage.score):
     if len(tokens) == first:
         return found, reads
     shifted = torch.cat([rows[:1], rows[:-1]])[first - 1 : len(tokens)]
-    return self.head(shifted, torch.arange(first, len(tokens) + 1), Dice(self.rule.sampling.seed)), reads
+    return self.head(shifted), reads
 
 
 @caught_by(same_text)
@@ -145,7 +145,7 @@ def counts_noise_from_the_block(patch):
 
     def hashed(self, scores, positions, vocab_size, hashed=Dice.hashed):
         calls.append(len(positions))
-        return hashed(self, scores, [i + sum(calls) for i in range(len(positions))], vocab_size)
+        return hashed(self, scores, torch.arange(len(positions)) + sum(calls), vocab_size)
 
     patch.setattr(Dice, "hashed", hashed)
 

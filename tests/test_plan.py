@@ -28,7 +28,7 @@ from flashspec.measure.planning import (
 )
 from flashspec.measure.prompts import Prompt
 from flashspec.models.synthetic import synthetic
-from flashspec.theory import Costs, Interval, break_even, replayed_all, round_time, speedup, throughput, tokens_per_check
+from flashspec.theory import Costs, Interval, break_even, replayed, round_time, speedup, throughput, tokens_per_check
 
 PUBLISHED = {"step": 60.0, "draft": 6.69, "check": 60.0}
 QUESTION = Question(head=("dense",), finalize=("deferred", "eager"), max_k=12)
@@ -98,7 +98,7 @@ def test_a_plan_measures_every_part_and_counts_what_live_decodes_count(observed)
     assert all(value > 0 for turn in costs.turns for name, value in turn.items() if name != "overhead")
     for writer in question.writers:
         live = [toys.run(models, replace(writer, k=3), prompt=list(p.ids), seed=0).stats for p in prompts]
-        found = replayed_all(texts[name_of(writer)], 3)
+        found = replayed(texts[name_of(writer)], 3)
         assert (found.rounds, found.accepted) == (sum(s.rounds for s in live), sum(s.accepted for s in live))
 
 

@@ -175,7 +175,7 @@ WRONG = [  # a call, its argument, what that must be, and values that are someth
     (lambda models: fs.build(fs.Method(), models), "models", "Models", [duo().target]),
     (fs.Transformer, "config", "ModelConfig", [{"layers": 2}]), (fs.FlashHead.build, "weight", "Tensor", [[[1.0]]]),
     (head, "cluster_size", WHOLE, [2.5]), (head, "always", LIST, LISTS), (head, "clusters", "Clusters", [4]),
-    (lambda probes: head().with_probes(probes), "probes", WHOLE, [2.5]),
+    (lambda probes: head().with_plan(probes=probes), "probes", WHOLE, [2.5]),
     (lambda weight: fs.DenseHead(None, weight), "weight", "Tensor or Packed", [1]),
     (lambda norm: fs.DenseHead(norm, torch.ones(8, 8)), "norm", "Callable", [torch.ones(8)]),
     (lambda path: fs.FlashHead.load(path, torch.ones(8, 8)), "path", "Path or a string", [3]),
@@ -197,7 +197,7 @@ test_a_sampling_that_means_nothing_is_refused = refusing([
       for value in (1e-40, 9e-4, NAN, -0.5, INF)],
     *[(lambda value=value: fs.Sampling(top_p=value), r"top_p must lie in \(0, 1\]") for value in (0.0, 1.01, NAN)],
     (lambda: fs.Sampling(top_k=-1), "top_k must be 0"),
-    (lambda: fs.Sampling(rule="hope"), "rule 'hope' is unknown; known: coupling"),
+    (lambda: fs.Sampling(rule="hope"), "rule must be one of coupling.*, got 'hope'"),
 ])  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from flashspec.cli.flags import COUNT, DRAFT, DTYPE, PRECISION, PROMPTS, TARGET,
 from flashspec.decoding.cascade import Event
 from flashspec.decoding.generate import Detokenizer, Request, Stats, count, kinds, own_method, request, weak_exit
 from flashspec.decoding.method import METHODS, Method, method_named
-from flashspec.decoding.models import Models, folder_of, load, own_draft
+from flashspec.decoding.models import Models, check_smaller, folder_of, load, own_draft
 from flashspec.measure.prompts import load_prompts
 from flashspec.measure.trace import Trace, check_target, check_words, record, replay_texts
 from flashspec.models.adapter import speaker
@@ -25,8 +25,7 @@ from flashspec.models.chat import chat_prompt, generation_defaults
 from flashspec.models.writing import new_file
 from flashspec.provenance import usable_cores
 from flashspec.sampling import Sampling
-from flashspec.theory import curve_by_position, replayed_all
-from flashspec.theory.checks import check_smaller
+from flashspec.theory import curve_by_position, replayed
 
 COLOURS = {"accepted": "green", "corrected": "red", "bonus": "cyan", "written": None}
 PLACE = click.argument("file", type=At())
@@ -205,11 +204,10 @@ def replay_one(file: Path, draft: str, target: str | None, k: tuple[int, ...], *
     check_words(text, alone.tokenizer)
     check_smaller(alone.target.config.body_parameters, text.parameters)
     own = Models(alone.target, alone.target, alone.tokenizer, {"draft": alone.folders["target"]})
-    replayed = replay_texts(text, own, method)
-    texts = list(tqdm(replayed, total=len(text.told), desc="replay", unit="text", delay=1))
+    texts = list(tqdm(replay_texts(text, own, method), total=len(text.told), desc="replay", unit="text", delay=1))
     click.echo("k\trounds\tdrafted\taccepted\tTAR")
     for each in k:
-        found = replayed_all(texts, each)
+        found = replayed(texts, each)
         click.echo(f"{each}\t{found.rounds:.6g}\t{found.drafted:.6g}\t{found.accepted:.6g}\t{found.tar:.4f}")
     curve = curve_by_position(texts, max(k))
     click.echo("acceptance by position: " + ", ".join(f"{rate:.3f}" for rate in curve), err=True)

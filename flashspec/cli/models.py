@@ -15,8 +15,7 @@ import torch
 
 from flashspec.cli.flags import COUNT, PROMPTS, At, busy, columns, option
 from flashspec.decoding.models import folder_of, load
-from flashspec.heads.base import FILE, kept
-from flashspec.heads.dense import DenseHead
+from flashspec.heads.base import FILE, DenseHead, kept
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.registry import Origin, is_public
 from flashspec.measure.prompts import load_prompts

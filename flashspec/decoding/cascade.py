@@ -16,8 +16,7 @@ from torch import Tensor
 from flashspec.decoding.rules import Drawn
 from flashspec.decoding.stages import Judged, Stage, listed
 from flashspec.sampling import Scores
-from flashspec.theory.checks import at_least, one_of
-from flashspec.typed import typed, whole_numbers
+from flashspec.typed import at_least, one_of, typed, whole_numbers
 
 
 class Event(NamedTuple):
@@ -85,7 +84,12 @@ class State:
         """
         if not stages:
             raise ValueError("decode needs at least one stage")
-        check_prompt(prompt, min(stage.reader.context for stage in stages))
+        context = min(stage.reader.context for stage in stages)
+        if not len(prompt):
+            raise ValueError("the prompt is empty; give at least one token")
+        if len(prompt) >= context:
+            held = f"the prompt has {len(prompt)} tokens and the context holds {context}"
+            raise ValueError(f"{held}; shorten it to {context - 1}")
         sizes = {stage.head.vocab_size for stage in stages}
         if len(sizes) > 1:
             raise ValueError(f"the stages' vocabularies differ ({sorted(sizes)}); draft and target must share one tokenizer")
@@ -93,7 +97,7 @@ class State:
             raise ValueError(f"prompt ids must lie between 0 and {min(sizes) - 1}, got {min(prompt)}..{max(prompt)}")
         if any(stage.every < 1 for stage in stages):
             raise ValueError(f"every stage must act on at least 1 waiting token, got {[s.every for s in stages]}")
-        room = min(min(s.reader.context for s in stages), len(prompt) + limits.max_new_tokens)
+        room = min(context, len(prompt) + limits.max_new_tokens)
         tokens = torch.zeros(room, dtype=torch.int64, device=stages[0].reader.rows.device)
         tokens[: len(prompt)] = torch.tensor(prompt)
         for stage in stages:
@@ -125,19 +129,8 @@ class State:
             stage.head.learn(self.tokens[first : self.length], scores)
 
 
-def check_prompt(prompt: Sequence[int], context: int) -> None:
-    """Refuse a prompt without a token, and one that leaves no room in the context."""
-    if not len(prompt):
-        raise ValueError("the prompt is empty; give at least one token")
-    if len(prompt) >= context:
-        raise ValueError(f"the prompt has {len(prompt)} tokens and the context holds {context}; shorten it to {context - 1}")
-
-
-USUAL = Limits()
-
-
 @typed
-def decode(stages: list[Stage], prompt: list[int], limits: Limits = USUAL) -> Iterator[Step]:
+def decode(stages: list[Stage], prompt: list[int], limits: Limits = Limits()) -> Iterator[Step]:
     """Decode from prompt ids; yields a Step whenever tokens became final.
 
     Stops after max_new_tokens, at the first final stop token (which is emitted), or when a context is full.

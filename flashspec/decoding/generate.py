@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import html
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-from flashspec.decoding.cascade import Event, Limits, Step, check_prompt, decode
+from flashspec.decoding.cascade import Event, Limits, Step, decode
 from flashspec.decoding.method import Method, build, method_named
 from flashspec.decoding.models import Models
 from flashspec.decoding.stages import Stage
@@ -59,14 +59,6 @@ def count(events: list[Event], emitted: int, stages: int) -> Stats:
     return Stats(rounds, drafted, judged, accepted, emitted, forwards=sum(e.rows > 0 for e in last))
 
 
-class Words(NamedTuple):
-    """A decode's ids as text: the prompt, what each final token adds, and rejected tokens by themselves."""
-
-    prompt: str = ""
-    pieces: tuple[str, ...] = ()
-    alone: Mapping[int, str] = {}
-
-
 class Detokenizer:
     """Ids to text piece by piece, in whole characters; without a tokenizer the ids themselves."""
 
@@ -94,6 +86,18 @@ def kinds(event: Event, last: int) -> list[str]:
     return ["accepted"] * event.kept + ["bonus" if event.kept == event.waiting else "corrected"]
 
 
+def said_of(models: Models, events: list[Event], tokens: list[int]) -> list[Said]:
+    """For each event the tokens that became final in it, and those that it rejected, each by itself."""
+    last, lines = max((event.stage for event in events), default=0), list[Said]()
+    pieces = map(Detokenizer(models).push, tokens)
+    for event in events:
+        found = [(piece, kind) for kind, piece in zip(kinds(event, last), pieces, strict=False)]
+        rejected = event.asked[event.kept :] if len(found) > event.kept else ()
+        alone = [(Detokenizer(models).push(token) or "\ufffd", "rejected") for token in rejected]
+        lines.append([*found[: event.kept], *alone, *found[event.kept :]])
+    return lines
+
+
 def _shaded(piece: str, kind: str) -> str:
     ink = "" if kind == "written" else ";color:#000"
     return f'<span title="{kind}" style="background:{SHADES[kind]}{ink}">{html.escape(piece)}</span>'
@@ -101,7 +105,7 @@ def _shaded(piece: str, kind: str) -> str:
 
 @dataclass(frozen=True)
 class Output:
-    """What a decode gave: text and ids without the prompt, every event, their counts, and how the ids read.
+    """What a decode gave: text and ids without the prompt, every event, their counts, the prompt, and `said_of` them.
 
     In a notebook it shows its text, accepted, corrected and bonus tokens in colours.
     """
@@ -110,24 +114,13 @@ class Output:
     tokens: list[int]
     events: list[Event]
     stats: Stats
-    words: Words = field(default=Words(), repr=False)
-
-    @property
-    def said(self) -> list[Said]:
-        """For each event the tokens that became final in it, and those that it rejected."""
-        last = max((event.stage for event in self.events), default=0)
-        lines, pieces = list[Said](), iter(self.words.pieces)
-        for event in self.events:
-            found = [(piece, kind) for kind, piece in zip(kinds(event, last), pieces, strict=False)]
-            rejected = event.asked[event.kept :] if len(found) > event.kept else ()
-            alone = [(self.words.alone[token], "rejected") for token in rejected]
-            lines.append([*found[: event.kept], *alone, *found[event.kept :]])
-        return lines
+    prompt: str = field(repr=False)
+    said: list[Said] = field(repr=False)
 
     def _repr_html_(self) -> str:
         tokens = [each for line in self.said for each in line if each[1] != "rejected"]
         text = "".join(_shaded(piece, kind) for piece, kind in tokens)
-        shown, prompt = {kind for _, kind in tokens} - {"written"}, html.escape(self.words.prompt)
+        shown, prompt = {kind for _, kind in tokens} - {"written"}, html.escape(self.prompt)
         legend = " ".join(_shaded(kind, kind) for kind in SHADES if kind in shown)
         return f'<pre class="decoded" style="white-space:pre-wrap">{prompt}{text}</pre><p>{legend}</p>'
 
@@ -148,13 +141,12 @@ class Request:
 
 @typed
 def request(models: Models, prompt: Prompt, method: str | Method, sampling: Sampling, options: dict[str, Any]) -> Request:
-    """Check a call before the first forward; `options` are max_new_tokens, stop and fields of Method."""
+    """Make a call ready, before the first forward; `options` are max_new_tokens, stop and fields of Method."""
     options = dict(options)
     new, stop = options.pop("max_new_tokens", 128), options.pop("stop", None)
     chosen = method_named(own_method(models) if method == "auto" else method, options)
     limits = Limits(new, models.stop if stop is None else whole_numbers("stop (token ids)", stop), chosen.finalize)
     ids = models.encode(prompt) if isinstance(prompt, str) else list(whole_numbers("prompt", prompt))
-    check_prompt(ids, models.context)
     return Request(ids, build(chosen, models, sampling, min(models.context, len(ids) + new)), limits, chosen)
 
 
@@ -205,7 +197,5 @@ def generate(
         events += step.events
     if weak := weak_exit(ready.method, events):
         warnings.warn(weak, stacklevel=2)
-    rejected = {token for event in events for token in event.asked[event.kept :]}
-    alone = {token: Detokenizer(models).push(token) or "\ufffd" for token in sorted(rejected)}
-    words = Words(models.decode(ready.ids), tuple(map(Detokenizer(models).push, tokens)), alone)
-    return Output(models.decode(tokens), tokens, events, count(events, len(tokens), len(ready.stages)), words)
+    stats, said = count(events, len(tokens), len(ready.stages)), said_of(models, events, tokens)
+    return Output(models.decode(tokens), tokens, events, stats, models.decode(ready.ids), said)

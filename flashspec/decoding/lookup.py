@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flashspec.heads.base import Fixed
+from flashspec.heads.base import Head
 from flashspec.models.reader import Reader
-from flashspec.sampling import Dice, Scores
+from flashspec.sampling import Scores
 
 NOTHING = -1
 LONGEST, SHORTEST = 3, 2  # tokens that are compared, and that must agree
@@ -43,18 +43,15 @@ class LookupReader(Reader):
 
 
 @dataclass(frozen=True)
-class LookupHead(Fixed):
+class LookupHead(Head):
     """Rows that are ids, as one-candidate scores: probability 1, or none where the row is NOTHING."""
 
     vocab_size: int
 
-    def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
+    def __call__(self, rows: Tensor) -> Scores:
         """Scores [n, 1] of rows [n]."""
         logits = torch.zeros(len(rows), 1, device=rows.device)
         return Scores(rows.clamp(min=0)[:, None], logits.masked_fill(rows[:, None] == NOTHING, -torch.inf))
-
-    def bytes_read(self, rows: int) -> int:
-        return 0
 
 
 def nothing_to_say(scores: Scores) -> Tensor:

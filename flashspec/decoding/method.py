@@ -15,8 +15,7 @@ from flashspec.heads.registry import HEADS
 from flashspec.models.exits import check_layers
 from flashspec.models.reader import Reader
 from flashspec.sampling import GREEDY, Sampling
-from flashspec.theory.checks import among, at_least, one_of
-from flashspec.typed import changed, typed, whole_numbers
+from flashspec.typed import among, at_least, changed, one_of, typed, whole_numbers
 
 CHOICES = {
     "draft": ("none", "model", "cascade", "lookup"),
@@ -137,8 +136,5 @@ def _writer_head(method: Method, models: Models, dense: Any) -> Head:
         return dense
     head: Any = models.head("target" if method.draft == "none" else "draft", method.head)
     head = replace(head, norm=dense.norm)
-    if method.probes is not None:
-        head = head.with_probes(method.probes)
-    if method.shortlist is not None:
-        head = head.with_shortlist(method.shortlist)
-    return head
+    changes = {name: value for name in ("probes", "shortlist") if (value := getattr(method, name)) is not None}
+    return head.with_plan(**changes) if changes else head

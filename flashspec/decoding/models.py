@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from flashspec.heads.base import Head, Norm
-from flashspec.heads.dense import DenseHead, LogitRows
+from flashspec.heads.base import DenseHead, Head, LogitRows, Norm
 from flashspec.heads.registry import VARIANTS, Origin, head_named
 from flashspec.models.adapter import Adapter, AdapterReader, processes
 from flashspec.models.config import ModelConfig, Unsupported
@@ -19,12 +18,19 @@ from flashspec.models.reader import Reader, SpanReader
 from flashspec.models.tokenizer import check_tokenizers, cut_padding, tokenizer_of
 from flashspec.models.transformer import Transformer
 from flashspec.once import Once
-from flashspec.theory.checks import check_smaller
 from flashspec.typed import typed
 
 SHIPPED = Path(__file__).resolve().parent.parent / "data"
 EXITS = SHIPPED / "exits"  # of published models, by the names of their files
 REFERENCE = {"target": {"reference": "target"}, "draft": {"reference": "narrow", "shallow": "shallow", "designed": "designed"}}
+
+
+def check_smaller(draft: int, target: int) -> None:
+    """Refuse a draft whose layers hold more parameters than its target's."""
+    if draft > target:
+        raise ValueError(
+            f"the draft is bigger than its target ({draft:,} and {target:,} body parameters): swap them, or shrink it"
+        )
 
 
 def check_pair(draft: ModelConfig, target: ModelConfig) -> None:
@@ -136,8 +142,7 @@ def taught() -> dict[str, Path]:
 
 def own_draft(target: str | Path) -> str | None:
     """The draft that belongs to a target by name; None for any other model."""
-    named = {**dict.fromkeys(REFERENCE["target"], "reference"), **{name: name for name in PAIRS if "draft" in PAIRS[name]}}
-    return named.get(str(target))
+    return str(target) if str(target) in REFERENCE["target"] or "draft" in PAIRS.get(str(target), {}) else None
 
 
 @typed

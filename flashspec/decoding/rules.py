@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flashspec import kernels
-from flashspec.sampling import Dice, Positions, Sampling, Scores, warp
+from flashspec.sampling import Dice, Sampling, Scores, warp
 from flashspec.typed import typed
 
 
@@ -42,9 +42,9 @@ class Waiting(NamedTuple):
     stage: int
 
     @property
-    def positions(self) -> list[int]:
+    def positions(self) -> Tensor:
         """The m + 1 positions that the verifier's rows predict."""
-        return list(range(self.position, self.position + len(self.tokens) + 1))
+        return torch.arange(self.position, self.position + len(self.tokens) + 1)
 
 
 class AcceptanceRule(Protocol):
@@ -65,23 +65,11 @@ def prefix(flags: Tensor) -> Tensor:
     return flags.long().cumprod(0).sum()[None]
 
 
-def _one(position: int | Tensor) -> Positions:
-    return position if isinstance(position, Tensor) else [position]
-
-
 def draw_from(weights: Tensor, uniform: Tensor) -> Tensor:
     """Column [1] drawn from weights [1, m] of any sum by the inverse of their running sum."""
     running = weights.double().cumsum(-1)
     goal = uniform.to(running.device)[:, None] * running[:, -1:]
     return torch.searchsorted(running, goal, right=True)[:, 0].clamp_(max=weights.shape[-1] - 1)
-
-
-def probability_of(scores: Scores, tokens: Tensor) -> Tensor:
-    """Probability [n] of tokens [n] under each row of warped scores."""
-    probs = scores.logits.softmax(-1)
-    if scores.ids is None:
-        return probs.gather(1, tokens[:, None])[:, 0]
-    return (probs * (scores.ids == tokens[:, None])).sum(-1)
 
 
 @typed
@@ -96,11 +84,11 @@ class GumbelCoupling:
     def __init__(self, sampling: Sampling, vocab_size: int, dice: Dice | None = None) -> None:
         self.sampling, self.vocab_size, self.dice = sampling, vocab_size, dice or Dice(sampling.seed)
 
-    def hashed(self, scores: Scores | None, positions: Positions) -> tuple[Tensor, ...]:
+    def hashed(self, scores: Scores | None, positions: Tensor) -> tuple[Tensor, ...]:
         """What `Dice.noise` turns into noise for these scores; nothing at temperature 0."""
         return self.dice.hashed(scores, positions, self.vocab_size) if self.sampling.temperature else ()
 
-    def best(self, scores: Scores, positions: Positions) -> tuple[Tensor, Tensor]:
+    def best(self, scores: Scores, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Ids [n] of the best of warped scores [n, m] with noise, and whether there was no NaN [n]."""
         noise = self.hashed(scores, positions)
         columns = kernels.best_columns(scores.logits, *noise)
@@ -112,10 +100,10 @@ class GumbelCoupling:
 
     def draw(self, scores: Scores, position: int | Tensor, stage: int) -> Drawn:
         warped = warp(scores, self.sampling)
-        token, sound = self.best(warped, _one(position))
+        token, sound = self.best(warped, torch.as_tensor(position).view(1))
         return Drawn(token, warped, sound)
 
-    def law(self, positions: list[int], stage: int) -> kernels.Law:
+    def law(self, positions: Tensor, stage: int) -> kernels.Law:
         """How `draw` works at these positions, in the terms of the kernels; without top-k and top-p."""
         return kernels.Law(self.sampling.temperature, *self.hashed(None, positions))
 
@@ -135,17 +123,17 @@ class SpeculativeSampling(GumbelCoupling):
     def draw(self, scores: Scores, position: int | Tensor, stage: int) -> Drawn:
         if self.sampling.temperature == 0:
             return super().draw(scores, position, stage)
-        warped, uniform = warp(scores, self.sampling), self.dice.uniform(_one(position), stage, "draw")
+        warped, (uniform,) = warp(scores, self.sampling), self.dice.uniform(torch.as_tensor(position).view(1), stage, "draw")
         column = kernels.draw(warped.logits, uniform)
         if column is not None:
             return Drawn(warped.pick(column.clamp(min=0)), warped, column >= 0)
         probs = warped.logits.softmax(-1)
         return Drawn(warped.pick(draw_from(probs, uniform)), warped, ~torch.isnan(probs[:, 0]))
 
-    def law(self, positions: list[int], stage: int) -> kernels.Law:
+    def law(self, positions: Tensor, stage: int) -> kernels.Law:
         if self.sampling.temperature == 0:
             return super().law(positions, stage)
-        return kernels.Law(self.sampling.temperature, uniform=self.dice.uniform(positions, stage, "draw"))
+        return kernels.Law(self.sampling.temperature, uniform=self.dice.uniform(positions, stage, "draw")[0])
 
     def verify(self, scores: Scores, waiting: Waiting) -> Verdict:
         if self.sampling.temperature == 0:
@@ -159,9 +147,8 @@ class SpeculativeSampling(GumbelCoupling):
 
     def numbers(self, waiting: Waiting) -> Tensor:
         """Random numbers [2 m + 1]: m acceptances, m corrections and one more draw."""
-        *among, behind = waiting.positions
-        uses = ((among, "accept"), (among, "residual"), ([behind], "draw"))
-        return torch.cat([self.dice.uniform(positions, waiting.stage, use) for positions, use in uses])
+        accept, residual, draw = self.dice.uniform(waiting.positions, waiting.stage, "accept", "residual", "draw")
+        return torch.cat((accept[:-1], residual[:-1], draw[-1:]))
 
     def judged(self, warped: Scores, waiting: Waiting, numbers: Tensor) -> Verdict:
         """The verdict on warped scores with these random numbers; the last draw is from all of p."""
@@ -211,7 +198,7 @@ class ScriptedAcceptance:
 
     def verify(self, scores: Scores, waiting: Waiting) -> Verdict:
         verdict, places = self.inner.verify(scores, waiting), waiting.positions[:-1]
-        flips = Dice(self.sampling.seed).uniform(places, waiting.stage, "accept")
+        (flips,) = Dice(self.sampling.seed).uniform(places, waiting.stage, "accept")
         curve = torch.tensor([self.curve[min(j, len(self.curve) - 1)] for j in range(len(places))], dtype=torch.float64)
         kept, best = prefix(flips < curve).to(scores.logits.device), verdict.scores.logits.argmax(-1)
         return verdict._replace(kept=kept, token=verdict.scores.pick(best)[kept])

@@ -12,14 +12,7 @@ from torch import Tensor
 from flashspec.decoding.rules import AcceptanceRule, Drawn, ScriptedAcceptance, Waiting
 from flashspec.heads.base import Head
 from flashspec.models.reader import Reader, Reads
-from flashspec.sampling import Dice, Scores
-
-
-class Burst(NamedTuple):
-    """What a stage has written, token by token, and how many rows its reader read for it."""
-
-    drawn: list[Drawn]
-    rows: int
+from flashspec.sampling import Scores
 
 
 class Judged(NamedTuple):
@@ -36,7 +29,7 @@ class Judged(NamedTuple):
 
 
 Score = Callable[[Tensor, int], tuple[Scores, Reads]]
-Write = Callable[[Tensor, int, int], Burst]
+Write = Callable[[Tensor, int, int], tuple[list[Drawn], int]]
 Doubt = Callable[[Scores], Tensor]
 
 
@@ -67,17 +60,12 @@ def stops(doubt: Tensor, doubts: list[Tensor]) -> bool:
     return doubt.is_cpu and bool(doubt)
 
 
-def in_turn(stage: Stage) -> tuple[Score | None, Write | None]:
-    """No faster way: a stage's own verbs, which every faster way must equal."""
-    return None, None
-
-
 @dataclass(frozen=True, eq=False)
 class Stage:
     """A reader, a head on its rows and a rule; acts once `every` tokens wait below it, or when the stage below asks.
 
     A stage asks when its `doubt` says so: stage 0 before a draw, which ends its burst; a verifier after a check, about the
-    accepted tokens and its own. `way` picks the fastest implementation when the stage is made.
+    accepted tokens and its own. `way`, if given, picks faster verbs, which must equal its own, when the stage is made.
     """
 
     reader: Reader
@@ -85,13 +73,13 @@ class Stage:
     rule: AcceptanceRule
     every: int = 1
     doubt: Doubt | None = None
-    way: Callable[[Stage], tuple[Score | None, Write | None]] = in_turn
+    way: Callable[[Stage], tuple[Score | None, Write | None]] | None = None
     fast_score: Score | None = field(init=False, repr=False)
     fast_write: Write | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name, verb in zip(("fast_score", "fast_write"), self.way(self), strict=True):
-            object.__setattr__(self, name, verb)
+        fast_score, fast_write = self.way(self) if self.way else (None, None)
+        vars(self).update(fast_score=fast_score, fast_write=fast_write)
 
     _replace = replace
 
@@ -100,13 +88,13 @@ class Stage:
         if self.fast_score:
             return self.fast_score(tokens, first)
         reads = self.reader.read(tokens)
-        rows, positions = self.reader.rows[first - 1 : len(tokens)], torch.arange(first, len(tokens) + 1)
-        return self.head(rows, positions, Dice(self.rule.sampling.seed)), reads
+        return self.head(self.reader.rows[first - 1 : len(tokens)]), reads
 
-    def write(self, tokens: Tensor, start: int, want: int) -> Burst:
+    def write(self, tokens: Tensor, start: int, want: int) -> tuple[list[Drawn], int]:
         """Write up to `want` tokens into tokens [room] from position `start` on, fewer if in doubt.
 
-        Never waits for an accelerator unless there are doubts: then a burst is cut afterwards, with one wait.
+        Returns them and how many rows the reader read. Never waits for an accelerator unless there are doubts: then a burst is
+        cut afterwards, with one wait.
         """
         if self.fast_write:
             return self.fast_write(tokens, start, want)
@@ -119,7 +107,7 @@ class Stage:
             drawn.append(self.rule.draw(scores, position, 0))
             tokens[position] = drawn[-1].token[0]
         flags = torch.cat(doubts).tolist() if doubts else []
-        return Burst(drawn[: flags.index(True)] if any(flags) else drawn, rows)
+        return drawn[: flags.index(True)] if any(flags) else drawn, rows
 
     def judge(self, tokens: Tensor, first: int, drawn: Sequence[Drawn], number: int) -> Judged:
         """Check tokens [n] from position `first` on as stage `number`; waits once. FloatingPointError for NaN."""

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from flashspec import kernels
 from flashspec.decoding.rules import AcceptanceRule, Drawn, GumbelCoupling, SpeculativeSampling
-from flashspec.decoding.stages import Burst, Score, Stage, Write
-from flashspec.heads.base import Head, WeightHead
-from flashspec.heads.dense import DenseHead
-from flashspec.heads.index import IndexHead
+from flashspec.decoding.stages import Score, Stage, Write
+from flashspec.heads.base import DenseHead, Head, WeightHead
+from flashspec.heads.candidates import IndexHead
 from flashspec.models.engine import LARGEST, FixedEngine, KernelEngine
 from flashspec.models.reader import Reads, SpanReader
-from flashspec.sampling import Dice, Scores
+from flashspec.sampling import Scores
 
 
 def fastest(stage: Stage) -> tuple[Score | None, Write | None]:
@@ -76,15 +75,15 @@ class CompiledBurst:
     writer: kernels.Writer
     rule: GumbelCoupling
 
-    def __call__(self, tokens: Tensor, start: int, want: int) -> Burst:
+    def __call__(self, tokens: Tensor, start: int, want: int) -> tuple[list[Drawn], int]:
         if not want:
-            return Burst([], 0)
+            return [], 0
         reader, stop = self.reader, start + want - 1
         reader.lower(tokens[:stop])
-        law = self.rule.law(list(range(start, start + want)), 0)
+        law = self.rule.law(torch.arange(start, start + want), 0)
         ids, logits, sound = self.writer(kernels.Stretch(tokens, reader.rows, reader.seen, start, want), law)
         rows, token, scores = reader.advance(stop), tokens[start : start + want].clone(), Scores(ids, logits)
-        return Burst([Drawn(token[j : j + 1], scores.row(j), sound[j : j + 1]) for j in range(want)], rows)
+        return [Drawn(token[j : j + 1], scores.row(j), sound[j : j + 1]) for j in range(want)], rows
 
 
 class CapturedScore:
@@ -131,8 +130,7 @@ class CapturedScore:
                 below, dtype = reader.below, reader.rows.dtype
                 x = reader.model.embed(self.tokens[places]).to(dtype) if below is None else below.trunk[places]
                 reader.rows.index_copy_(0, places, forward(x))
-            places = engine.begin + n + newest
-            return self.head(reader.rows[places - 1], places, Dice(0))
+            return self.head(reader.rows[engine.begin + n + newest - 1])
 
         return score
 
@@ -145,9 +143,9 @@ class CapturedBurst(CapturedScore):
         self.rule = rule
 
     @torch.inference_mode()
-    def __call__(self, tokens: Tensor, start: int, want: int) -> Burst:  # type: ignore[override]
+    def __call__(self, tokens: Tensor, start: int, want: int) -> tuple[list[Drawn], int]:  # type: ignore[override]
         if not want:
-            return Burst([], 0)
+            return [], 0
         self.reader.lower(tokens[: start + want - 1])
         drawn, (n, reads) = list[Drawn](), self.take(tokens, start, start)
         for position in range(start, start + want):
@@ -157,7 +155,7 @@ class CapturedBurst(CapturedScore):
             drawn.append(Drawn(tokens[position : position + 1], kept(made.scores), made.sound.clone()))
             self.reader.advance(position)
             n = 1
-        return Burst(drawn, reads[-1] + want - 1)
+        return drawn, reads[-1] + want - 1
 
     def step(self, n: int, rows: int, keys: int) -> Callable[[], Any]:
         """Reads, scores the newest row, draws and writes."""

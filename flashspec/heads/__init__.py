@@ -1,9 +1,7 @@
 """Vocabulary heads: hidden rows in, scores out."""
 
-from flashspec.heads.base import Head
-from flashspec.heads.candidates import ContextHead, PreviewHead, ShortlistHead, ranked_by_frequency
+from flashspec.heads.base import DenseHead, Head, LogitRows, quantized
+from flashspec.heads.candidates import ContextHead, IndexHead, PreviewHead, ShortlistHead, ranked_by_frequency
 from flashspec.heads.cluster import Clusters, Recipe, cluster
-from flashspec.heads.dense import DenseHead, LogitRows, quantized
 from flashspec.heads.flash import FlashHead, FlashPlan, agreement, calibrate_always, required_probes
-from flashspec.heads.index import IndexHead
 from flashspec.heads.registry import HEADS, Origin, head_named, is_public, load_public

@@ -1,4 +1,4 @@
-"""The interface of every vocabulary head, the products that all of them are built on, and heads on disk.
+"""Every vocabulary head's interface and products, heads on disk, and heads that score every id: exact, rounded, or logits.
 
 On disk is a head's state and the digest of the weight that it belongs to, never the weight itself.
 """
@@ -9,9 +9,10 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from flashspec.models.folder import parsed, read_tensors
 from flashspec.models.transformer import RMSNorm
 from flashspec.models.writing import write_tensors
 from flashspec.provenance import short_hash
-from flashspec.sampling import Dice, Scores
+from flashspec.sampling import Scores
 from flashspec.typed import typed
 
 Norm = Callable[[Tensor], Tensor]
@@ -32,32 +33,25 @@ FILE, AGAIN = "flash_head.safetensors", "build the head again"
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-class Head(Protocol):
-    """Turns hidden rows, taken before the final norm, into scores over the vocabulary."""
+class Head(ABC):
+    """Turns hidden rows, taken before the final norm, into scores over the vocabulary: ids run from 0 to vocab_size - 1."""
 
-    @property
-    def vocab_size(self) -> int:
-        """Ids run from 0 to vocab_size - 1."""
+    vocab_size: int
 
-    def __call__(self, rows: Tensor, positions: Tensor, dice: Dice) -> Scores:
-        """Scores of rows [n, hidden]; `positions` [n] and `dice` matter to heads that draw."""
+    @abstractmethod
+    def __call__(self, rows: Tensor) -> Scores:
+        """Scores of rows [n, hidden]."""
 
     def bytes_read(self, rows: int) -> int:
         """Bytes of weights read to score this many rows at once; what rows share is read once."""
+        return 0
 
-    def learn(self, tokens: Tensor, scores: Scores | None) -> None:
+    def learn(self, tokens: Tensor, scores: Scores | None) -> None:  # noqa: B027 - most heads learn nothing
         """Take in newly final tokens and the last stage's scores after them, None as a text starts."""
 
 
-class Fixed:
-    """A head whose scores depend on the row alone."""
-
-    def learn(self, tokens: Tensor, scores: Scores | None) -> None:
-        """Nothing."""
-
-
 @dataclass(frozen=True, eq=False)
-class WeightHead(Fixed, ABC):
+class WeightHead(Head):
     """A head over one weight [vocab, hidden], a Tensor or Packed, that scores rows after the norm.
 
     `scoring` is the head as one call of the compiled kernels, None where they do not serve it.
@@ -71,8 +65,8 @@ class WeightHead(Fixed, ABC):
         vars(self).update(weight=weight_of(self.weight), norm=fused(self.norm))
 
     @torch.no_grad()
-    def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
-        """Scores of rows [n, hidden]; nothing is drawn."""
+    def __call__(self, rows: Tensor) -> Scores:
+        """Scores of rows [n, hidden]."""
         if self.scoring is not None and self.scoring.serves(rows):
             return Scores(*self.scoring(rows))
         return self.score(self.states(rows))
@@ -82,13 +76,17 @@ class WeightHead(Fixed, ABC):
         """Scores of normalised rows [n, hidden]."""
 
     @property
-    def vocab_size(self) -> int:
+    def vocab_size(self) -> int:  # type: ignore[override]
         return self.weight.shape[0]
 
     @property
     def hidden(self) -> int:
         """Width of the rows it reads."""
         return self.weight.shape[1]
+
+    def with_plan(self, **changes: Any) -> Self:
+        """This head with other options, such as `probes` and `shortlist`; nothing is copied."""
+        return replace(self, **changes)
 
     def states(self, rows: Tensor) -> Tensor:
         """Rows [n, hidden] after the norm; ValueError for another shape."""
@@ -241,3 +239,45 @@ def weight_digest(weight: Tensor | Packed) -> str:
     for part in (weight.cells if isinstance(weight, Packed) else weight.detach()).split(4096):
         found.update((part if packed else part.float()).cpu().contiguous().view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+
+@typed
+@dataclass(frozen=True, eq=False)
+class DenseHead(WeightHead):
+    """Logits of the whole vocabulary: weight [vocab, hidden] times the normalised row, exact.
+
+    A `Packed` weight of 8 or 4 bits is the plain cheap head that the others have to beat.
+    """
+
+    weight: Tensor | Packed
+
+    @property
+    def rows_scored(self) -> int:
+        """Inner products for each hidden row."""
+        return self.vocab_size
+
+    @cached_property
+    def scoring(self) -> kernels.Scoring | None:
+        return self.compiled(self.weight)
+
+    def score(self, states: Tensor) -> Scores:
+        return Scores(None, project(states, self.weight))
+
+    def bytes_read(self, rows: int) -> int:
+        return self.weight.nbytes
+
+
+def quantized(weight: Tensor, norm: Norm | None = None, bits: int = 8) -> DenseHead:
+    """The head of weight [vocab, hidden] rounded to `bits` (8, 6 or 4)."""
+    return DenseHead(norm, kernels.pack(weight_of(weight), bits))
+
+
+@dataclass(frozen=True)
+class LogitRows(Head):
+    """The head of a reader whose rows [n, vocab] are logits already; the model below has paid for them."""
+
+    vocab_size: int
+
+    def __call__(self, rows: Tensor) -> Scores:
+        check_rows(rows, self.vocab_size)
+        return Scores(None, rows)

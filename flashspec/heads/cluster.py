@@ -1,25 +1,34 @@
-"""Balanced k-means over the rows of a vocabulary weight: every cluster has exactly the same size.
+"""Clusters of the rows of a vocabulary weight, all of exactly the same size.
 
-FlashHead (arXiv 2603.14591) clusters by direction and fixes the size, so that a probe is one contiguous block.
+FlashHead (arXiv 2603.14591) clusters by direction and fixes the size, so that a probe is one contiguous block. Query-aware
+clusters share ids whose scores are alike on hidden rows that the model produced.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
 
-from flashspec.theory.checks import at_least, one_of
-from flashspec.typed import typed
+from flashspec.heads.base import Norm, check_rows, fused, project
+from flashspec.kernels import Packed
+from flashspec.typed import at_least, one_of, typed
 
 LLOYD, BALANCED = 12, 4  # iterations without and with the size constraint
 CHUNK_SCORES = 1 << 24  # scores held at once: 64 MiB of float32
 SHORTLIST = 32  # clusters a point bids for before a longer list is drawn up
+ROUNDS, TURNS = 3, 4  # balanced Lloyd rounds behind the bisection; turns of two means at a cut
+NARROW = 256  # directions in which queries differ most; rows are compared in these
+RARE = 1e-7  # added to an id's probability, so that ids that never come count too
+ALWAYS, SPARSE = 512, 128  # ids that are always scored, at most, and at most one in so many
+AT_ONCE = 1 << 26  # numbers gathered at once
 
 
 @typed
@@ -38,32 +47,32 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Clusters:
-    """A partition of the ids 0..V-1 into K clusters of `size` slots.
+    """A partition of the ids 0..V-1 into K clusters of `size` slots; ValueError where one holds more.
 
-    `assignments` [V] gives each id's cluster; `members` [K, size] lists a cluster's ids in rising order, then -1;
-    `centroids` [K, D] are float32: for a `spherical` clustering the mean of the members' unit rows times the mean of their
-    lengths, else the plain mean of the rows.
+    `assignments` [V] gives each id's cluster; `centroids` [K, D] are float32: for a `spherical` clustering the mean of the
+    members' unit rows times the mean of their lengths, else the plain mean of the rows.
     """
 
     assignments: Tensor
-    members: Tensor
+    size: int
     centroids: Tensor
     spherical: bool = True
+    members: Tensor = field(init=False, repr=False)  # [K, size]: every cluster's ids in rising order, then -1
+
+    def __post_init__(self) -> None:
+        count = -(-len(self.assignments) // self.size)
+        filled = torch.bincount(self.assignments, minlength=count).tolist()
+        most = max(filled)
+        if len(filled) > count or most > self.size:
+            raise ValueError(f"{count} clusters of {self.size} expected, but one of {len(filled)} clusters holds {most} ids")
+        ids = self.assignments.argsort(stable=True).split(filled)
+        members = pad_sequence(list(ids), batch_first=True, padding_value=-1)
+        vars(self).update(members=F.pad(members, (0, self.size - most), value=-1))
 
     @property
     def count(self) -> int:
         """Clusters, K."""
         return self.members.shape[0]
-
-    @property
-    def size(self) -> int:
-        """Slots of a cluster."""
-        return self.members.shape[1]
-
-    @property
-    def vocab_size(self) -> int:
-        """Ids, V."""
-        return self.assignments.shape[0]
 
 
 def cluster(weight: Tensor, recipe: Recipe = Recipe()) -> Clusters:
@@ -74,8 +83,6 @@ def cluster(weight: Tensor, recipe: Recipe = Recipe()) -> Clusters:
 
 def passes(count: int) -> Iterable[int]:
     """The numbers of a clustering's passes, with a progress bar if they take long."""
-    from tqdm import tqdm
-
     return tqdm(range(count), desc="clustering", unit="pass", delay=2, leave=False)
 
 
@@ -120,11 +127,11 @@ def balanced(weight: Tensor, centroids: Tensor, recipe: Recipe) -> Clusters:
 
 def from_assignments(weight: Tensor, assignments: Tensor, size: int) -> Clusters:
     """Clusters of weight [V, D] with these assignments [V]; ValueError for a cluster over `size`."""
-    rows, members = weight.detach().float(), members_of(assignments, -(-weight.shape[0] // size), size)
+    rows = weight.detach().float()
     lengths = rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
     shares = torch.ones(len(rows), device=rows.device)
     units, reach = (means_of(part, assignments, shares) for part in (rows / lengths, lengths))
-    return Clusters(assignments, members, units * reach)  # the few long rows would turn a plain mean
+    return Clusters(assignments, size, units * reach)  # the few long rows would turn a plain mean
 
 
 def means_of(points: Tensor, assignments: Tensor, shares: Tensor) -> Tensor:
@@ -134,31 +141,16 @@ def means_of(points: Tensor, assignments: Tensor, shares: Tensor) -> Tensor:
     return sums.index_add_(0, assignments, points * shares[:, None]) / total[:, None]
 
 
-def members_of(assignments: Tensor, count: int, size: int) -> Tensor:
-    """Rising ids of every cluster [count, size], padded with -1; ValueError for a cluster over `size`."""
-    filled = torch.bincount(assignments, minlength=count)
-    if len(filled) > count or int(filled.max()) > size:
-        raise ValueError(f"{count} clusters of {size} expected, but one of {len(filled)} clusters holds {int(filled.max())} ids")
-    order = torch.argsort(assignments, stable=True)
-    first = filled.cumsum(0) - filled
-    slot = torch.arange(len(order), device=order.device) - first[assignments[order]]
-    members = torch.full((count, size), -1, dtype=torch.int64, device=order.device)
-    members[assignments[order], slot] = order
-    return members
-
-
 def centres(points: Tensor, assignments: Tensor, before: Tensor) -> Tensor:
     """Centroid of every cluster's points; unchanged for a cluster that is empty or whose points cancel."""
     sums = torch.zeros_like(before).index_add_(0, assignments, points)
-    filled = torch.bincount(assignments, minlength=len(before)).clamp(min=1)
     alive = sums.square().sum(1, keepdim=True) > 0
-    return torch.where(alive, F.normalize(sums / filled[:, None], dim=1), before)
+    return torch.where(alive, F.normalize(sums, dim=1), before)
 
 
 def nearest(points: Tensor, centroids: Tensor) -> Tensor:
     """The centroid with the highest inner product, for every point [V]; memory stays bounded."""
-    found = [(part @ centroids.T).argmax(1) for part in chunks(points, len(centroids))]
-    return torch.cat(found)
+    return torch.cat([(part @ centroids.T).argmax(1) for part in chunks(points, len(centroids))])
 
 
 def faiss_for(user: str) -> Any:
@@ -219,3 +211,84 @@ def _highest(wanted: Tensor, value: Tensor, free: Tensor) -> Tensor:
     taken = torch.zeros(len(order), dtype=torch.bool, device=order.device)
     taken[order] = rank < free[wanted[order]]
     return taken
+
+
+class Asked(NamedTuple):
+    """Queries for a head: states [n, D] after the norm, and every id's mean probability [V] over them."""
+
+    states: Tensor
+    likely: Tensor
+
+    @property
+    def always(self) -> tuple[int, ...]:
+        """The likeliest ids, best first: up to 512, fewer for a vocabulary below 65,536."""
+        count = min(ALWAYS, len(self.likely) // SPARSE)
+        return tuple(self.likely.argsort(descending=True, stable=True)[:count].tolist())
+
+
+@torch.no_grad()
+def asked_of(weight: Tensor | Packed, queries: Tensor, norm: Norm | None) -> Asked:
+    """The queries of rows [n, D] before the norm; ValueError for no rows, another width or NaN."""
+    check_rows(queries, weight.shape[1])
+    ready = fused(norm)
+    states = queries.float() if ready is None else ready(queries.float())
+    if not len(states) or not bool(torch.isfinite(states).all()):
+        raise ValueError(f"queries are finite hidden rows of the model, at least one; these {len(states)} are not")
+    likely = torch.zeros(weight.shape[0], device=states.device)
+    for part in states.split(256):
+        likely += project(part, weight).softmax(1).sum(0)
+    return Asked(states, likely / len(states))
+
+
+@torch.no_grad()
+def cluster_for(weight: Tensor, asked: Asked, recipe: Recipe) -> Clusters:
+    """Clusters of the rows of weight [V, D] for these queries, by size and seed; ValueError as `cluster`.
+
+    In a mean, a row counts by the fourth root of its id's probability.
+    """
+    refuse_weight(weight, recipe.cluster_size)
+    size, rows, shares = recipe.cluster_size, weight.float(), (asked.likely + RARE).pow(0.25)
+    values, vectors = torch.linalg.eigh(asked.states.T @ asked.states / len(asked.states))
+    points = rows @ (vectors * values.clamp(min=0).sqrt())[:, -NARROW:]  # by a root of the second moment of what is asked
+    assignments = bisected(points, size, recipe.seed)
+    for _ in passes(ROUNDS):
+        means = means_of(points, assignments, shares)
+        lifted = torch.cat((means, -means.square().sum(1, keepdim=True) / 2), 1)  # the nearest mean has the highest score
+        ones = torch.cat((points, torch.ones(len(points), 1, device=points.device)), 1)
+        assignments = assign_balanced(ones, lifted, size)
+    return Clusters(assignments, size, means_of(rows, assignments, shares), spherical=False)
+
+
+def bisected(points: Tensor, size: int, seed: int = 0) -> Tensor:
+    """Assign points [V, D] to clusters of `size` by halving repeatedly along the axis between two means."""
+    dice = torch.Generator(points.device).manual_seed(seed)
+    groups = {len(points): torch.arange(len(points), device=points.device)[None]}
+    while max(groups) > size:
+        halves: dict[int, list[Tensor]] = {}
+        for length, group in groups.items():
+            left = -(-length // size) // 2 * size
+            ordered = group if length <= size else _sorted(points, group, left, dice)
+            for part in (ordered[:, :left], ordered[:, left:]) if left else (ordered,):
+                halves.setdefault(part.shape[1], []).append(part)
+        groups = {length: torch.cat(parts) for length, parts in halves.items()}
+    assignments, number = torch.empty(len(points), dtype=torch.int64, device=points.device), 0
+    for group in groups.values():
+        numbers = torch.arange(number, number + len(group), device=points.device)
+        assignments[group] = numbers[:, None].expand_as(group)
+        number += len(group)
+    return assignments
+
+
+def _sorted(points: Tensor, groups: Tensor, left: int, dice: torch.Generator) -> Tensor:
+    """Ids [groups, length], each group along its own axis, the first `left` of them on one side."""
+    some = max(AT_ONCE // (groups.shape[1] * points.shape[1]), 1)
+    found = []
+    for group in groups.split(some):
+        rows = points[group]
+        axis = torch.randn(len(group), points.shape[1], 1, generator=dice, device=points.device)
+        for _ in range(TURNS):
+            order = (rows @ axis)[:, :, 0].argsort(1)
+            side = torch.zeros(order.shape, device=points.device).scatter_(1, order[:, :left], 1.0)[:, None]
+            axis = ((side @ rows) / left - ((1 - side) @ rows) / (order.shape[1] - left)).transpose(1, 2)
+        found.append(group.gather(1, (rows @ axis)[:, :, 0].argsort(1, descending=True)))
+    return torch.cat(found)

@@ -12,14 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flashspec import kernels
-from flashspec.heads.aware import asked_of, cluster_for
-from flashspec.heads.base import AGAIN, FILE, HeadFile, Norm, StoredHead, project, project_blocks, weight_of, wide, widened
-from flashspec.heads.cluster import Clusters, Recipe, cluster
-from flashspec.heads.dense import DenseHead
+from flashspec.heads.base import AGAIN, FILE, Head, HeadFile, Norm, StoredHead, project, project_blocks, weight_of, wide, widened
+from flashspec.heads.cluster import Clusters, Recipe, asked_of, cluster, cluster_for
 from flashspec.kernels import Packed, pack
 from flashspec.kernels.integers import BITS, PANEL, Shelf
 from flashspec.sampling import Scores
-from flashspec.typed import changed, typed, whole_numbers
+from flashspec.typed import changed, one_of, typed, whole_numbers
 
 CHOICES = ("cluster_size", "seed")  # of a clustering
 FORMATS = ("weight", "int8", "int4")
@@ -43,8 +41,7 @@ class FlashPlan:
         object.__setattr__(self, "always", whole_numbers("always", self.always))
         if self.probes is not None and self.probes < 1:
             raise ValueError(f"probes must be at least 1, got {self.probes}")
-        if self.stage1 not in FORMATS:
-            raise ValueError(f"stage1 must be one of {', '.join(FORMATS)}, got {self.stage1!r}")
+        one_of("stage1", self.stage1, FORMATS)
         if len(set(self.always)) < len(self.always):
             raise ValueError("always lists an id twice; list each once")
 
@@ -53,9 +50,9 @@ class FlashPlan:
         probes = self.probes if self.probes is not None else -(-clusters.count // 16)
         if probes > clusters.count:
             raise ValueError(f"probes must be at most the {clusters.count} clusters of this head, got {probes}")
-        wrong = [v for v in self.always if not 0 <= v < clusters.vocab_size]
-        if wrong:
-            raise ValueError(f"always holds id {wrong[0]}, but this head's ids run from 0 to {clusters.vocab_size - 1}")
+        vocab = len(clusters.assignments)
+        if wrong := [v for v in self.always if not 0 <= v < vocab]:
+            raise ValueError(f"always holds id {wrong[0]}, but this head's ids run from 0 to {vocab - 1}")
         return replace(self, probes=probes)
 
 
@@ -140,9 +137,9 @@ class FlashHead(StoredHead):
         if clusters is None:
             recipe, points = Recipe(**chosen), widened(weight)
             clusters = cluster(points, recipe) if asked is None else cluster_for(points, asked, recipe)
-        if (clusters.vocab_size, *clusters.centroids.shape) != (weight.shape[0], clusters.count, weight.shape[1]):
+        if (vocab := len(clusters.assignments), *clusters.centroids.shape) != (weight.shape[0], clusters.count, weight.shape[1]):
             raise ValueError(
-                f"these clusters are of {clusters.vocab_size} ids with centroids {list(clusters.centroids.shape)}, not of "
+                f"these clusters are of {vocab} ids with centroids {list(clusters.centroids.shape)}, not of "
                 f"{clusters.count} clusters of a weight of shape {list(weight.shape)}"
             )
         plan = plan.resolve(clusters)
@@ -197,15 +194,10 @@ class FlashHead(StoredHead):
             table = table._replace(directions=stage_one(self.clusters, self.weight, plan.stage1))
         return replace(self, plan=plan, table=table)
 
-    @typed
-    def with_probes(self, probes: int) -> FlashHead:
-        """This head with another number of probes; nothing is copied."""
-        return self.with_plan(probes=probes)
-
     def within(self, share: float) -> FlashHead:
         """This head with the most probes that score at most this share of the vocabulary."""
         spare = int(share * self.vocab_size) - (self.rows_scored - self.probes * self.clusters.size)
-        return self.with_probes(min(self.clusters.count, max(1, spare // self.clusters.size)))
+        return self.with_plan(probes=min(self.clusters.count, max(1, spare // self.clusters.size)))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {"members": self.clusters.members.int(), "centroids": self.clusters.centroids}
@@ -222,18 +214,18 @@ class FlashHead(StoredHead):
         assignments = torch.empty(vocab, dtype=torch.int64)
         assignments[members[listed]] = listed.nonzero()[:, 0]
         place, spherical = weight.device, file.facts.get("spherical", True) is not False
-        clusters = Clusters(assignments.to(place), members.to(place), means.to(place), spherical)
+        clusters = Clusters(assignments.to(place), members.shape[1], means.to(place), spherical)
         return cls.build(weight, norm, clusters, **asdict(file.fact("plan", FlashPlan)))
 
 
-def agreement(head: FlashHead, dense: DenseHead, rows: Tensor) -> float:
+def agreement(head: FlashHead, dense: Head, rows: Tensor) -> float:
     """Share of rows [n, hidden] whose best id is the dense head's."""
     same = [_best(head, part) == _best(dense, part) for part in _parts(rows)]
     return torch.cat(same).double().mean().item()
 
 
 @torch.no_grad()
-def required_probes(head: FlashHead, dense: DenseHead, rows: Tensor) -> Tensor:
+def required_probes(head: FlashHead, dense: Head, rows: Tensor) -> Tensor:
     """Probes [n] needed to score the dense head's best id; 0 where it is always scored."""
     found = list[Tensor]()
     always = torch.tensor(head.plan.always, dtype=torch.int64, device=rows.device)
@@ -244,7 +236,7 @@ def required_probes(head: FlashHead, dense: DenseHead, rows: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def calibrate_always(head: FlashHead, dense: DenseHead, rows: Tensor, count: int = 64) -> tuple[int, ...]:
+def calibrate_always(head: FlashHead, dense: Head, rows: Tensor, count: int = 64) -> tuple[int, ...]:
     """Up to `count` ids to score always: the current ones, then those missed most often on rows [n, hidden]."""
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
@@ -255,7 +247,7 @@ def calibrate_always(head: FlashHead, dense: DenseHead, rows: Tensor, count: int
     return (*head.plan.always, *order[often[order] > 0].tolist())[:count]
 
 
-def _best(head: FlashHead | DenseHead, rows: Tensor) -> Tensor:
+def _best(head: Head, rows: Tensor) -> Tensor:
     scores = head(rows)
     return scores.pick(scores.logits.argmax(1))
 

@@ -9,15 +9,14 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from flashspec.heads.base import FILE, Head, HeadFile, Norm, kept, widened
-from flashspec.heads.candidates import ContextHead, PreviewHead, ShortlistHead
-from flashspec.heads.cluster import Clusters, members_of
-from flashspec.heads.dense import DenseHead, quantized
+from flashspec.heads.base import FILE, DenseHead, Head, HeadFile, Norm, kept, quantized, widened
+from flashspec.heads.candidates import ContextHead, IndexHead, PreviewHead, ShortlistHead
+from flashspec.heads.cluster import Clusters
 from flashspec.heads.flash import FlashHead
-from flashspec.heads.index import IndexHead
 from flashspec.kernels import Packed
 from flashspec.models.files import PublicHead, ids_of, shaped
 from flashspec.models.folder import inside, read_config, read_tensors
+from flashspec.typed import one_of
 
 CACHE = "clustering_cache.safetensors"  # of the public layout
 
@@ -82,7 +81,7 @@ def load_public(folder: Path | str, weight: Tensor, norm: Norm | None = None) ->
     if int(assignments.min()) < 0 or int(assignments.max()) >= count:
         raise ValueError(f"cluster numbers run from 0 to {count - 1}, and these do not")
     means = columns.reshape(width, count).T.float().contiguous().to(weight.device)
-    clusters = Clusters(assignments, members_of(assignments, count, vocab // count), means)
+    clusters = Clusters(assignments, max(1, vocab // count), means)
     special = tuple(dict.fromkeys(ids_of(options.flash_head_special_token_ids)))
     return FlashHead.build(weight, norm, clusters, probes=options.n_probes or max(1, count // 16), always=special)
 
@@ -140,7 +139,6 @@ HEADS: dict[str, Kind] = {
 
 def head_named(name: str, origin: Origin) -> Head:
     """A head by name for one model; ValueError for an unknown name, a missing state or library."""
-    if name not in HEADS:
-        raise ValueError(f"head {name!r} is unknown; known: {', '.join(HEADS)}")
+    one_of("head", name, HEADS)
     head: Any = HEADS[name].make(origin)
     return head.with_plan(**VARIANTS[name]) if name in VARIANTS else head

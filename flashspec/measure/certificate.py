@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flashspec.heads.dense import DenseHead
+from flashspec.heads.base import DenseHead
 from flashspec.models.reader import SpanReader
 from flashspec.models.transformer import Transformer
 from flashspec.sampling import Dice, Sampling, warp
@@ -78,11 +78,10 @@ def target_scorer(target: Transformer, sampling: Sampling) -> Scorer:
         reader = SpanReader(target, context=len(tokens))
         for stop in range(block, len(tokens) + block, block):
             reader.read(tokens[:stop])
-        position = torch.tensor([len(tokens)])
-        scores = warp(head(reader.rows[len(tokens) - 1 :], position, Dice(sampling.seed)), sampling)
+        scores = warp(head(reader.rows[len(tokens) - 1 :]), sampling)
         if not sampling.temperature:
             return scores.logits[0]
-        noise = Dice(sampling.seed).gumbel(scores, position, head.vocab_size)
+        noise = Dice(sampling.seed).gumbel(scores, torch.tensor([len(tokens)]), head.vocab_size)
         return (scores.logits + noise)[0] * sampling.temperature
 
     return score

@@ -14,10 +14,10 @@ from flashspec.decoding.cascade import Event, Limits, State, check, decode, draf
 from flashspec.decoding.rules import Drawn, rule_for
 from flashspec.decoding.stages import Stage
 from flashspec.decoding.ways import CompiledBurst
-from flashspec.heads.dense import LogitRows
+from flashspec.heads.base import LogitRows
 from flashspec.measure import clock
 from flashspec.models.reader import Reader
-from flashspec.sampling import GREEDY, Dice, Scores
+from flashspec.sampling import GREEDY, Scores
 
 BURST, ROUNDS, IDS = 4, 16, 8  # of the decodes over stand-ins that tell what the loop costs
 WALK = 32 << 20
@@ -79,7 +79,7 @@ class Bench:
     def project(self) -> Scores:
         """Project the newest row with the writer's head."""
         stage, at = self.stages[0], self.start - 1
-        return stage.head(stage.reader.rows[at - 1 : at], torch.tensor([at]), Dice(stage.rule.sampling.seed))
+        return stage.head(stage.reader.rows[at - 1 : at])
 
 
 def held(stages: list[Stage], text: Sequence[int], behind: Sequence[int] = (), room: int = 0) -> Bench:

@@ -22,9 +22,8 @@ from flashspec.measure.prompts import Prompt
 from flashspec.measure.trace import replay_text, tell
 from flashspec.models.synthetic import shape
 from flashspec.sampling import Sampling
-from flashspec.theory import Counts
-from flashspec.theory.checks import at_least, check_positive, check_smaller
-from flashspec.theory.replay import Shares
+from flashspec.theory import Counts, Shares
+from flashspec.typed import at_least, check_positive
 
 TIMED = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 FEWEST = 3  # turns and texts that an interval needs
@@ -87,7 +86,7 @@ Acceptance = Callable[[Method], list[Counts]]  # where tokens per check come fro
 
 def replayed_on(texts: Texts) -> Acceptance:
     """One count per text."""
-    return lambda method: [theory.replayed(text, method.k) for text in texts[name_of(method)]]
+    return lambda method: [theory.replayed([text], method.k) for text in texts[name_of(method)]]
 
 
 def stated_rates(rates: tuple[float, ...]) -> Acceptance:
@@ -179,7 +178,6 @@ def observe(
     A turn lengthens the texts and times every part once; `say` reports each part of the first turn. Ends after the question's
     repeats, before a turn that would end after `until`, or within a turn at that time, by `clock.now`.
     """
-    check_smaller(models.model("draft").config.body_parameters, models.target.config.body_parameters)
     turns, start, device = list[Turn](), clock.now(), str(models.target.device)
 
     def tick(line: str) -> None:
@@ -253,6 +251,6 @@ def head_cases(pair: PairCosts, acceptance: Acceptance, writers: Sequence[Method
     for method in (replace(writer, k=k) for writer in writers):
         burst, kept = pair.costs(method)[0].burst(k), tar_of(acceptance(method)) / full
         nu = burst / drafts
-        gate, gain = theory.cheap_head_gate(kappa, nu), theory.cheap_head_gain(kept, kappa, nu)
-        cases.append(HeadCase(method, burst / k, kappa, nu, kept, gate, gain))
+        gate = theory.cheap_head_gate(kappa, nu)
+        cases.append(HeadCase(method, burst / k, kappa, nu, kept, gate, kept / gate))
     return sorted(cases, key=lambda case: -case.gain)

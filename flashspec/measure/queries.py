@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flashspec.decoding.generate import request
 from flashspec.decoding.models import Models
-from flashspec.heads.dense import DenseHead
+from flashspec.heads.base import DenseHead
 from flashspec.heads.flash import FlashHead, agreement
 from flashspec.measure.prompts import Prompt
 from flashspec.sampling import Sampling

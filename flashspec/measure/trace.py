@@ -18,7 +18,6 @@ from torch import Tensor
 from flashspec.decoding.generate import generate
 from flashspec.decoding.method import Method, build
 from flashspec.decoding.models import Models
-from flashspec.decoding.rules import probability_of
 from flashspec.decoding.stages import Stage
 from flashspec.heads.candidates import ContextHead
 from flashspec.measure.prompts import Prompt
@@ -26,7 +25,7 @@ from flashspec.models.files import Id
 from flashspec.models.folder import read_as
 from flashspec.models.writing import write_json
 from flashspec.provenance import model_digests, short_hash
-from flashspec.sampling import Dice, Sampling, Scores, warp
+from flashspec.sampling import Sampling, Scores, warp
 
 NO_TRACE = "it is no trace: record one with `flashspec trace record`"
 
@@ -92,8 +91,7 @@ def tell(models: Models, prompt: Prompt, sampling: Sampling, new_tokens: int) ->
     if not _drawn_apart(sampling):
         return told
     stage = build(Method(), models, sampling, len(prompt.ids) + len(tokens))[0]
-    found = _probabilities(_scores(stage, told), told, sampling)
-    return msgspec.structs.replace(told, chances=tuple(found.tolist()))
+    return msgspec.structs.replace(told, chances=tuple(_probabilities(stage, told).tolist()))
 
 
 def _drawn_apart(sampling: Sampling) -> bool:
@@ -122,17 +120,19 @@ def replay_text(told: Told, models: Models, method: Method, sampling: Sampling) 
     if isinstance(stage.head, ContextHead):
         raise ValueError(f"head {method.head!r} learns from verifications, which a replay has none of; decode live instead")
     with torch.inference_mode():
-        scores = _scores(stage, told)
         if _drawn_apart(sampling):
-            proposed = _probabilities(scores, told, sampling)
+            proposed = _probabilities(stage, told)
             return (proposed / proposed.new_tensor(told.chances)).clamp(max=1.0).tolist()
+        scores = _scores(stage, told)
         own = [stage.rule.draw(scores.row(i), len(told.prompt) + i, 0).token for i in range(len(told.tokens))]
     return [float(a == b) for a, b in zip(torch.cat(own).tolist(), told.tokens, strict=True)]
 
 
-def _probabilities(scores: Scores, told: Told, sampling: Sampling) -> Tensor:
-    """Warped probability of each token of a text under its scores."""
-    return probability_of(warp(scores, sampling), torch.tensor(told.tokens, device=scores.logits.device))
+def _probabilities(stage: Stage, told: Told) -> Tensor:
+    """Warped probability of each token of a text."""
+    scores = warp(_scores(stage, told), stage.rule.sampling)
+    tokens = torch.tensor(told.tokens, device=scores.logits.device)
+    return scores.dense(stage.head.vocab_size).gather(1, tokens[:, None])[:, 0]
 
 
 @torch.inference_mode()
@@ -142,7 +142,7 @@ def _scores(stage: Stage, told: Told) -> Scores:
     ids = torch.tensor([*told.prompt, *told.tokens], device=reader.rows.device)
     reader.rewind(0)
     reader.read(ids[:-1])
-    return stage.head(reader.rows[start - 1 : len(ids) - 1], torch.arange(start, len(ids)), Dice(stage.rule.sampling.seed))
+    return stage.head(reader.rows[start - 1 : len(ids) - 1])
 
 
 def check_target(trace: Trace, folder: Path) -> None:

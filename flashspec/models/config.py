@@ -13,7 +13,7 @@ from msgspec import structs
 from torch import Tensor
 
 from flashspec.models.files import FIXED_OPT, NOT_READ, OPT_NAMES, Kind, Shape, Unsupported, ids_of, shape_of, shaped
-from flashspec.theory.checks import at_least
+from flashspec.typed import at_least
 
 FAMILIES = {
     "qwen3": "Qwen3ForCausalLM",

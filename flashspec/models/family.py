@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from flashspec.models.config import ModelConfig
-from flashspec.theory.checks import at_least, one_of
+from flashspec.typed import at_least, one_of
 
 POINTS = Path(__file__).parents[1] / "data" / "family.json"
 DESIGNED = "designed"  # the point that ships

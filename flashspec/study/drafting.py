@@ -7,8 +7,7 @@ import numpy as np
 from flashspec.models.family import TOLERANCE
 from flashspec.study.compare import CONTEXT, NONE, best, gain, ratios, spearman, speedups, totals
 from flashspec.study.frames import DataFrame, framed, groups, joined
-from flashspec.theory import Interval
-from flashspec.theory.rounds import acceptance_for
+from flashspec.theory import Interval, acceptance_for
 
 NEAR = 4  # TAR is compared at the k nearest to this one
 FEWEST = 5  # drafts that a rank correlation needs

@@ -13,7 +13,7 @@ from flashspec.kernels import Packed
 from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.measure.trace import target_digest
 from flashspec.models.folder import PAIRS
-from flashspec.theory.checks import among
+from flashspec.typed import among
 
 FAMILY = "runs/family/models"
 TABLES = {"reference": "main"}  # what tables call a shipped draft that has another name there

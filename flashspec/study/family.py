@@ -21,8 +21,8 @@ from flashspec.study.experiment import Experiment
 from flashspec.study.frames import DataFrame, framed
 from flashspec.study.parameters import presets_of
 from flashspec.study.tables import default_root
-from flashspec.theory import replayed_all
-from flashspec.theory.checks import at_least
+from flashspec.theory import replayed
+from flashspec.typed import at_least
 
 CHOICES = 4
 DRAFTS = ("main", "shallow", "designed", *(f"{FAMILY}/{name}" for name in POINTS))
@@ -110,7 +110,7 @@ def records(k: int = 4, root: Path | None = None) -> DataFrame:
     for path in sorted(((root or default_root()) / "family").glob("*/proposals.json")):
         config, design = from_hf(_read(path.with_name("config.json"))), _read(path.with_name("design.json")).get("design", {})
         sizes = (config.layers, config.heads, config.ffn, config.body_parameters)
-        lines.append((path.parent.name, *sizes, design.get("steps"), replayed_all(accepted(path.parent), k).tar))
+        lines.append((path.parent.name, *sizes, design.get("steps"), replayed(accepted(path.parent), k).tar))
     found = framed(lines, ["draft", "layers", "heads", "ffn", "body", "steps", "TAR"])
     return found.sort_values("TAR", ascending=False)
 

@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 from flashspec.decoding.generate import generate
-from flashspec.heads.base import Head
+from flashspec.heads.base import DenseHead, Head
 from flashspec.heads.candidates import ShortlistHead, ranked_by_frequency
-from flashspec.heads.dense import DenseHead
 from flashspec.heads.registry import RANKED, Origin, head_named
 from flashspec.measure.prompts import load_prompts, numbered
 from flashspec.models.folder import PAIRS
 from flashspec.models.reader import SpanReader
 from flashspec.models.transformer import Transformer
-from flashspec.sampling import Dice, Sampling
+from flashspec.sampling import Sampling
 from flashspec.study.drafts import drafts_of, pair_of
 
 AT_ONCE = 256
@@ -105,7 +104,7 @@ def judged(head: Head, held: HeldOut) -> tuple[Tensor, Tensor]:
     """For judging rows [n], whether the head's best id is the dense head's, and the dense mass that it scores."""
     (chances, wanted), best, mass = held.answers, [], []
     for rows, part in zip(held.judging.split(AT_ONCE), chances.split(AT_ONCE), strict=True):
-        scores = head(rows, torch.arange(len(rows)), Dice(0))
+        scores = head(rows)
         best.append(scores.pick(scores.logits.argmax(1)))
         found = part if scores.ids is None else part.gather(1, scores.ids)
         mass.append(found.masked_fill(scores.logits == -torch.inf, 0.0).sum(1))

@@ -17,7 +17,7 @@ from flashspec.decoding.method import Method, build
 from flashspec.decoding.models import Models
 from flashspec.heads.base import Norm
 from flashspec.heads.candidates import PreviewHead, ShortlistHead, sizes
-from flashspec.heads.cluster import Clusters, members_of
+from flashspec.heads.cluster import Clusters
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.registry import HEADS, RANKED, VARIANTS, Origin, head_named
 from flashspec.kernels import Packed
@@ -30,11 +30,10 @@ from flashspec.models.gguf import config_of as gguf_config
 from flashspec.models.gguf import opened
 from flashspec.models.synthetic import random_rows, reshaped, shape, synthetic
 from flashspec.models.transformer import Transformer
-from flashspec.sampling import Dice
 from flashspec.study.experiment import Experiment, by
 from flashspec.study.parameters import presets_of
 from flashspec.study.racers import dtype_of, format_of, options_of
-from flashspec.theory.checks import among, at_least
+from flashspec.typed import among, at_least
 
 PIECES = ("projection", "step", "body", "head", "burst", "check")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int4": torch.bfloat16}
@@ -223,8 +222,7 @@ def heads_over(origin: Origin, params: Params) -> Iterator[tuple[dict[str, Any],
             if "probes" in options and options["probes"] > flash().clusters.count:
                 continue
             if options.get("shortlist", 0) <= ids:
-                head = made.with_probes(options["probes"]) if "probes" in options else made
-                head = made.with_shortlist(options["shortlist"]) if "shortlist" in options else head
+                head = made.with_plan(**options) if options else made
                 yield {"head": name, "format": format_of(name, dtype), "rows_scored": head.rows_scored, **options}, head
 
 
@@ -233,9 +231,8 @@ def stand_in_flash(weight: Tensor | Packed, norm: Norm | None, seed: int = 0) ->
     (vocab, width), dice = weight.shape, torch.Generator().manual_seed(seed)
     count = -(-vocab // CLUSTER)
     assignments = torch.randperm(count * CLUSTER, generator=dice)[:vocab] // CLUSTER
-    made = (assignments, members_of(assignments, count, CLUSTER), random_rows(count, width, seed=seed))
-    places, members, centroids = (part.to(weight.device) for part in made)
-    return FlashHead.build(weight, norm, Clusters(places, members, centroids), probes=1)
+    places, centroids = (part.to(weight.device) for part in (assignments, random_rows(count, width, seed=seed)))
+    return FlashHead.build(weight, norm, Clusters(places, CLUSTER, centroids), probes=1)
 
 
 def stand_in_preview(weight: Tensor, norm: Norm | None = None) -> PreviewHead:
@@ -248,8 +245,7 @@ def stand_in_preview(weight: Tensor, norm: Norm | None = None) -> PreviewHead:
 
 def best(head: Any, rows: Callable[[], Tensor]) -> Tensor:
     """The best token after each of the rows that a call gives."""
-    given = rows()
-    scores = head(given, torch.zeros(len(given), dtype=torch.int64), Dice(0))
+    scores = head(rows())
     return scores.pick(scores.logits.argmax(-1))
 
 

@@ -17,7 +17,7 @@ from flashspec.study.drafts import folders, prompts_of
 from flashspec.study.experiment import Experiment, by
 from flashspec.study.parameters import presets_of
 from flashspec.study.racers import BASES, DRAFT_MODEL, SHORT, Racer, racers, samplings
-from flashspec.theory.checks import among, at_least
+from flashspec.typed import among, at_least
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flashspec.decoding.method import METHODS, Method, build
 from flashspec.decoding.models import Models
-from flashspec.heads.index import usable
+from flashspec.heads.candidates import usable
 from flashspec.heads.registry import HEADS
 from flashspec.kernels import Packed
 from flashspec.measure import clock

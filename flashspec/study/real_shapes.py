@@ -30,7 +30,7 @@ from flashspec.study.experiment import Experiment, by
 from flashspec.study.frames import DataFrame, framed
 from flashspec.study.parameters import presets_of
 from flashspec.study.tables import Results
-from flashspec.theory.checks import among, at_least
+from flashspec.typed import among, at_least
 
 PARTS = ("projection", "draft_step", "end_to_end", "verify")
 HEADS = ("dense", "flash")

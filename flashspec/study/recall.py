@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flashspec.heads.candidates import usable
 from flashspec.heads.cluster import Recipe, balanced, unconstrained
 from flashspec.heads.flash import FlashHead, calibrate_always
-from flashspec.heads.index import usable
 from flashspec.heads.registry import HEADS
 from flashspec.study.drafts import drafts_of, folders, short_name
 from flashspec.study.experiment import Experiment
 from flashspec.study.held_out import LIVE, HeldOut, held_out, judged
 from flashspec.study.parameters import presets_of
 from flashspec.study.racers import dtype_of, format_of
-from flashspec.theory.checks import among, at_least
+from flashspec.typed import among, at_least
 
 TIMED = ("clustering_seconds", "balancing_seconds", "permutation_seconds", "threads")
 
@@ -155,7 +155,7 @@ def planned(held: HeldOut, head: Any, params: Params, facts: dict[str, Any]) -> 
         return
     for label, each in {"default": head, **{f"{share:g}": head.within(share) for share in params.share}}.items():
         setting = {**clustered(head), "always": len(head.plan.always), "probes": each.probes, "plan": label}
-        yield from banded(held, head.with_probes(each.probes), params, {**facts, **setting})
+        yield from banded(held, head.with_plan(probes=each.probes), params, {**facts, **setting})
 
 
 def banded(held: HeldOut, head: Any, params: Params, facts: dict[str, Any]) -> Iterator[Row]:

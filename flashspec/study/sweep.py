@@ -26,7 +26,7 @@ from flashspec.study.frames import DataFrame
 from flashspec.study.notebooks import cells
 from flashspec.study.parameters import MANY, UNFIT, Refused, canonical, listed, parse
 from flashspec.study.registry import EXECUTED, EXPERIMENTS, experiment_of
-from flashspec.theory.checks import at_least
+from flashspec.typed import at_least
 
 TABLE = "table.csv"
 LARGEST_FILE = 2**16

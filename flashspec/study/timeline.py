@@ -115,7 +115,7 @@ def timeline(decodes: Output | Mapping[str, Output] | Results, times: Results | 
         first = frame[frame["prompt"] == frame["prompt"].iloc[0]]
         return Timeline(stored(first, race and race.frame), first["begins"].iloc[0], f"{tables} · {(race or decodes).machine}")
     outputs, seconds = {"": decodes} if isinstance(decodes, Output) else decodes, times if isinstance(times, Mapping) else {}
-    prompt = next((output.words.prompt for output in outputs.values()), "")
+    prompt = next((output.prompt for output in outputs.values()), "")
     return Timeline([Decode(name, output.events, output.said, seconds) for name, output in outputs.items()], prompt)
 
 

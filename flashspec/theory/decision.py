@@ -5,10 +5,10 @@ The book's decision page has the same formulas in `book/_static/decision.js`, wh
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any, NamedTuple
 
-from flashspec.theory.nested import Check, scheduled
-from flashspec.theory.rounds import Costs, acceptance_for, amdahl, break_even, round_time, speedup, tokens_per_check
+from flashspec import theory
 
 MOST = 16  # longest draft considered
 
@@ -44,47 +44,42 @@ class Best(NamedTuple):
 
     speedup: float
     k: int
-    wait: int
+    wait: int = 0
 
 
-def priced(s: Setting, draft: float, rest: float, eager: int) -> Costs:
+def priced(s: Setting, draft: float, rest: float, eager: int) -> theory.Costs:
     """Rounds whose checks cost `rest` of the target's; an eager final token is read by itself, not as one more row."""
-    return Costs(draft, lambda k: rest * s.step * (1.0 + s.slope * (k - eager)), eager * s.final * s.step)
+    return theory.Costs(draft, lambda k: rest * s.step * (1.0 + s.slope * (k - eager)), eager * s.final * s.step)
 
 
-def headed(s: Setting, flash: int, eager: int) -> Costs:
+def headed(s: Setting, flash: int, eager: int) -> theory.Costs:
     """Rounds with the draft's dense head, or with FlashHead (Amdahl 1967)."""
-    return priced(s, s.draft / amdahl(s.share, s.gain) if flash else s.draft, 1.0, eager)
+    return priced(s, s.draft / theory.amdahl(s.share, s.gain) if flash else s.draft, 1.0, eager)
 
 
 def at(s: Setting, flash: int, alpha: float, k: int) -> float:
     """Speedup over plain decoding with a deferred final token where the dense head is accepted with alpha."""
-    return speedup(tokens_per_check(alpha * (1.0 - s.loss) if flash else alpha, k), headed(s, flash, 0), k, s.step)
+    return theory.speedup(theory.tokens_per_check(alpha * (1.0 - s.loss) if flash else alpha, k), headed(s, flash, 0), k, s.step)
 
 
-def best(alpha: float, costs: Costs, step: float) -> Best:
+def best(alpha: float, costs: theory.Costs, step: float) -> Best:
     """The fastest of all draft lengths."""
-    found = Best(0.0, 1, 0)
-    for k in range(1, MOST + 1):
-        faster = speedup(tokens_per_check(alpha, k), costs, k, step)
-        if faster > found.speedup:
-            found = Best(faster, k, 0)
-    return found
+    found = [Best(theory.speedup(theory.tokens_per_check(alpha, k), costs, k, step), k) for k in range(1, MOST + 1)]
+    return max(found, key=attrgetter("speedup"))
 
 
 def hierarchy(s: Setting) -> Best:
     """The fastest schedule of a first stage, a verifier in between and the whole target."""
-    checks: list[Check] = [s.middle, lambda rows: s.whole_rest * s.step * (1.0 + s.slope * rows)]
-    rate, (burst, wait) = scheduled(s.first, checks, [s.middle_alpha, s.whole_alpha])
+    checks: list[theory.Check] = [s.middle, lambda rows: s.whole_rest * s.step * (1.0 + s.slope * rows)]
+    rate, (burst, wait) = theory.scheduled(s.first, checks, [s.middle_alpha, s.whole_alpha])
     return Best(s.step * rate, burst, wait)
 
 
 def even(s: Setting, flash: int, k: int) -> float | None:
     """The dense head's acceptance at which speculation costs what plain decoding does; None where none is enough."""
-    needed = break_even(tokens_per_check(s.alpha, k), headed(s, flash, 0), k, s.step).acceptance
-    if needed is None or needed > (1.0 - s.loss if flash else 1.0):
-        return None
-    return needed / (1.0 - s.loss) if flash else needed
+    needed = theory.break_even(theory.tokens_per_check(s.alpha, k), headed(s, flash, 0), k, s.step).acceptance
+    most = 1.0 - s.loss if flash else 1.0
+    return None if needed is None or needed > most else needed / most
 
 
 def decision(s: Setting) -> dict[str, Any]:
@@ -99,7 +94,7 @@ def decision(s: Setting) -> dict[str, Any]:
     slow, fast = best(s.alpha, dense, s.step), best(kept, flash, s.step)
     won = 1 if fast.speedup > slow.speedup else 0
     top = fast if won else slow
-    matched = tokens_per_check(s.alpha, slow.k) * round_time(flash, slow.k) / round_time(dense, slow.k)
+    matched = theory.tokens_per_check(s.alpha, slow.k) * theory.round_time(flash, slow.k) / theory.round_time(dense, slow.k)
     alone = best(s.first_alpha, priced(s, s.first, s.first_rest, 0), s.step) if s.exits else None
     deep = hierarchy(s) if s.exits == 2 else None
     single = max(top.speedup, alone.speedup) if alone else top.speedup
@@ -113,7 +108,7 @@ def decision(s: Setting) -> dict[str, Any]:
         "flash_best": fast,
         "flash_won": won,
         "flash_gain": fast.speedup / slow.speedup,
-        "flash_even": acceptance_for(matched, slow.k),
+        "flash_even": theory.acceptance_for(matched, slow.k),
         "deferral": top.speedup / best(kept if won else s.alpha, headed(s, won, 1), s.step).speedup,
         "exit": alone,
         "exit_gain": alone.speedup / top.speedup if alone else None,
