@@ -63,7 +63,8 @@ def drawn(draw: Callable[..., Figure]) -> Callable[..., Picture]:
     def picture(*results: Any, **options: Any) -> Picture:
         import matplotlib
 
-        with matplotlib.rc_context(look()):
+        settings: Any = look()
+        with matplotlib.rc_context(settings):
             figure = finished(draw(*results, **options))
             tables = dict.fromkeys(f"{each.path.parent.name}/{each.path.stem}" for each in results)
             machines = dict.fromkeys(each.machine for each in results)

@@ -190,7 +190,7 @@ def add_flash_head(folder: Path, stream: np.ndarray, count: int = 16) -> None:
 def finish(work: Path, card: dict[str, Any]) -> None:
     """Write model cards, curves and digests; after this a folder is complete."""
     for name, phases in {"target": TARGET, **DRAFTS}.items():
-        folder, recipe = work / "models" / name, [asdict(phase) for phase in phases]
+        folder, recipe = work / "models" / name, [asdict(phase) for phase in cast(Any, phases)]
         about = {"made": date.today().isoformat(), "corpus": card, "recipe": recipe}
         write_card(folder, f"flashspec reference model: {name}", LICENCE, about)
         curves = sorted(work.glob(f"{name}*/curve.jsonl"))
