@@ -1,6 +1,9 @@
 """Complete checkpoint folders of tiny models, with a tokenizer; refusals in one sentence; normal numbers."""
 
 import functools
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,14 @@ from flashspec.models.writing import write_digests
 from flashspec.provenance import digest
 from flashspec.train import corpus
 from flashspec.train.corpus import END, write_tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def python(*words, **variables):
+    """A Python process that has ended: its status and what it wrote; with further environment variables."""
+    line = [sys.executable, *map(str, words)]
+    return subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=os.environ | variables, timeout=900)
 
 
 def normal(*shape, seed=0, dtype=torch.float32):
@@ -70,15 +81,10 @@ def train_tokenizer(path, text, size=tiny.VOCAB, end=END):
     path.write_text(trained(text, size, end), encoding="utf-8")
 
 
-def listing(*places):
-    found = {}
-    for place in places:
-        for path in [place] if place.is_file() else place.rglob("*"):
-            if path.is_file():
-                found[str(path.relative_to(place) if path != place else path.name)] = digest(path)
-            elif not any(path.iterdir()):
-                found[f"{path.relative_to(place)}/"] = ""
-    return found
+def listing(place):
+    """Every file with its digest, and every folder, below a place or at it."""
+    paths = [place] if place.is_file() else place.rglob("*")
+    return {str(path.relative_to(place)): digest(path) if path.is_file() else "" for path in paths}
 
 
 def write_pair(home):
