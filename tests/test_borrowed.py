@@ -86,11 +86,9 @@ def test_another_lender_is_refused(source, tmp_path, capsys):
     assert taught(copy, tmp_path / "draft") == 0
     weights = copy / "model.safetensors" if copy.is_dir() else copy
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0\0")
-    with pytest.raises(ValueError, match="not the model whose embedding this draft borrows"):
-        fs.load(source, tmp_path / "draft")
+    shelf.refused("not the model whose embedding this draft borrows", fs.load, source, tmp_path / "draft")
     shutil.rmtree(copy) if copy.is_dir() else copy.unlink()
-    with pytest.raises(FileNotFoundError, match="no model at"):
-        fs.load(source, tmp_path / "draft")
+    shelf.refused("no model at", fs.load, source, tmp_path / "draft", error=FileNotFoundError)
     assert taught(source, tmp_path / "four", "--layers", "4") == 2 and "fewer layers" in capsys.readouterr().err
     assert not (tmp_path / "four.work").exists()  # refused before hours of lessons
 
