@@ -40,7 +40,8 @@ CASES = {  # a command's beginning, and ends that make it wrong => words of the 
     "":
         "frob => No such command | generate => give a prompt | doctor now | list all | run race --kk 3 => No such option | "
         "run race --preset grand => it has: | train exits => Missing option '--target' | train --rank 4 => No such option | "
-        "generate --ids 1,x => 'ids' expects | draft family wide-9 => the family has no 'wide-9'",
+        "generate --ids 1,x => 'ids' expects | draft family wide-9 => the family has no 'wide-9' | fetch nobody => smollm2 | "
+        "generate --ids 1,2 --chat => --system with --chat | generate x --system brief => --system with --chat",
     "generate x --target {target} --draft {draft}":
         f"--max-new-tokens 1.5 | --k 0 | --k {HUGE} | --temperature nan | --seed 1e400 | --exits 99 --method self_speculation | "
         "--device moon | --system hello | --ids 1 => give a prompt | --tmperature 1 => --temperature | "
@@ -82,7 +83,12 @@ CASES = {  # a command's beginning, and ends that make it wrong => words of the 
     "trace replay --draft {draft}": " | ".join(f"{{home}}/traces/{name}.json" for name in TRACES),
     "trace replay": "{home}/nowhere.json | {home} | {home}/traces/list.json --k 0 | {home}/traces/list.json --k , | "
         "{home}/nowhere.json --ks 1 => No such option",
-    "plan": "heads --k 0 | --prompts {home}/nowhere.json",
+    "plan": "heads --k 0 | --prompts {home}/nowhere.json | --k 2 => --k goes with `plan heads` | "
+        "--times step=60,draft=6.69,check=60 => --acceptance | --target qwen3-32b --draft qwen3-0.6b => --acceptance | "
+        "--target qwen3-32b --draft reference --acceptance 0.8 => two shapes | "
+        "heads --target opt-66b --draft opt-125m --acceptance 0.5 => nothing about heads | "
+        "--head dense,flash --target opt-66b --draft opt-125m --acceptance 0.5 => nothing about heads | "
+        "--target qwen3-32b --acceptance 0.8 => no draft belongs to 'qwen3-32b' by name: give --draft",
     "run --results {home}/new":
         "nothing => unknown experiment 'nothing' | race --preset smoke --target , | "
         "recall --preset smoke --head , --cluster-size , --fresh",
