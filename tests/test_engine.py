@@ -1,4 +1,4 @@
-"""Compiled, torch and fixed engines carry rows alike, and readers read each token once."""
+"""Compiled, torch and fixed engines carry rows alike."""
 
 import itertools
 
@@ -11,7 +11,7 @@ from flashspec.models import graphs
 from flashspec.models.engine import KernelEngine, TorchEngine
 from flashspec.models.graphs import FixedEngine, wanted
 from flashspec.models.packed import PackedLinear, rounded
-from flashspec.models.reader import SpanReader, engine_for
+from flashspec.models.reader import engine_for
 
 IDS = torch.randint(0, 61, (40,), generator=torch.Generator().manual_seed(0))
 SHAPES = [
@@ -125,23 +125,6 @@ def test_a_bfloat16_model_is_its_float32_copy():
         layer.mlp.up.weight.mul_(300)
     fast, slow = (rows(kind(wide, 0, 3, 64)) for kind in (KernelEngine, TorchEngine))
     assert scale(fast - slow) < 1e-4 * scale(slow)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("changes", [{}, {"family": "opt", "kv_heads": 4}], ids=str)
-def test_readers_in_a_chain_are_the_whole_model(dtype, changes):
-    made = random_model(0, **changes).to(dtype)
-    alone = SpanReader(made)
-    low = SpanReader(made, 2)
-    top = SpanReader(made, below=SpanReader(made, 4, low))
-    seen = 0
-    for n in (5, 6, 11, 40):
-        assert (top.read(IDS[:n]), alone.read(IDS[:n])) == ((n - seen,) * 3, (n - seen,))
-        assert torch.allclose(top.rows[:n], alone.rows[:n], rtol=1e-12 if dtype is torch.float64 else 1e-5, atol=1e-6)
-        seen = n
-    assert top.read(IDS) == (0, 0, 0)
-    refused("40 tokens do not fit the context of 16", SpanReader(made, context=16).read, IDS)
-    assert [low.layers, top.layers] == [2, 2]
 
 
 LONG = torch.randint(0, 61, (60,), generator=torch.Generator().manual_seed(0))
