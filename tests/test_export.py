@@ -100,7 +100,7 @@ def test_transformers_reads_the_folder_of_a_gguf_file(tmp_path, name):
     assert talker.apply_chat_template(said, tokenize=False) == chat_prompt(path, "hi")
 
 
-def test_what_cannot_be_exported_is_refused_in_one_sentence(tmp_path, cli):
+def test_what_cannot_be_exported_or_read_again_is_refused_in_one_sentence(tmp_path, cli):
     source, out, words = tmp_path / "m", tmp_path / "x.gguf", tmp_path / "m" / "tokenizer.json"
     checkpoint(source, family="llama")
     for place, form, said in (
@@ -113,9 +113,6 @@ def test_what_cannot_be_exported_is_refused_in_one_sentence(tmp_path, cli):
     assert "is none of gpt-2, smollm, qwen2, llama-bpe" in cli("export", source, out, "--format", "gguf", code=2).err
     words.unlink()
     assert "has no tokenizer.json" in cli("export", source, out, "--format", "gguf", code=2).err and not out.exists()
-
-
-def test_an_unknown_rotary_scaling_of_a_file_is_refused(tmp_path):
     checkpoint(tmp_path / "m", family="llama", rope=replace(LLAMA3, high_freq_factor=16.0), rope_theta=5e5, context=9000)
     path = exported(tmp_path / "m", tmp_path / "m.gguf", "gguf")
     shelf.refused("scales its rotary frequencies in a way that is not read", Transformer.load, path)
