@@ -1,25 +1,19 @@
 """The public FlashHead checkpoint layout: read from a checkpoint made here, refused where it is wrong."""
 
 import json
+from functools import partial
 
 import pytest
 import tiny
 import torch
 from safetensors.torch import save_file
-from shelf import refused
+from shelf import normal, refused
 
 from flashspec import Transformer
 from flashspec.heads import FlashHead, Origin, head_named, is_public, load_public
 
 VOCAB, WIDTH, CLUSTERS = 96, 32, 12
-
-
-def weight():
-    return torch.randn(VOCAB, WIDTH, generator=torch.Generator().manual_seed(1))
-
-
-def centroids():
-    return torch.randn(1, 1, WIDTH, CLUSTERS, generator=torch.Generator().manual_seed(2))
+weight, centroids = partial(normal, VOCAB, WIDTH, seed=1), partial(normal, 1, 1, WIDTH, CLUSTERS, seed=2)
 
 
 def read(folder):
@@ -62,8 +56,7 @@ def naive(row, probes):
 
 def test_it_says_what_the_layout_says(tmp_path):
     head = read(fabricate(tmp_path, n_probes=3))
-    rows = torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(3))
-    scores = head(rows)
+    scores = head(rows := normal(40, WIDTH, seed=3))
     mine = scores.pick(scores.logits.argmax(1)).tolist()
     assert mine == [naive(row, 3) for row in rows]
     assert mine != [naive(row, 1) for row in rows]
