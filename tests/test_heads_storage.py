@@ -1,9 +1,8 @@
 """Heads on disk: each comes back as it was, only beside the weight it was built from; rankings, and a missing faiss."""
 
 import json
-import os
-import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,10 +10,9 @@ import shelf
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from shelf import refused
+from shelf import python, refused
 from tokenizers import Tokenizer
 
-from flashspec.cli.main import status
 from flashspec.decoding.generate import generate, own_method
 from flashspec.decoding.models import Models, load
 from flashspec.heads import HEADS, FlashHead, IndexHead, Origin, ShortlistHead, cluster, head_named, ranked_by_frequency, registry
@@ -27,6 +25,7 @@ from flashspec.models.transformer import Transformer
 from flashspec.train import reference
 
 IDS, WIDTH = 300, 32
+rows = partial(shelf.normal, 6, WIDTH, seed=2)
 PLAN = {"cluster_size": 7, "probes": 5, "always": (3, 299), "seed": 2}
 MADE = {
     "flash": lambda: FlashHead.build(weight(), **PLAN),
@@ -39,10 +38,6 @@ MADE = {
 
 def weight(vocab=IDS, width=WIDTH, seed=0):
     return torch.randn(vocab, width, generator=torch.Generator().manual_seed(seed)).bfloat16()
-
-
-def rows():
-    return shelf.normal(6, WIDTH, seed=2)
 
 
 def same(one, other):
@@ -62,16 +57,12 @@ def test_a_saved_head_is_found_by_its_name_in_the_models_folder_as_it_was(tmp_pa
     assert not same(head, head.with_probes(4) if known not in RANKED else head.with_shortlist(9))
 
 
-def test_every_flash_head_reads_the_folders_clusters(tmp_path):
-    FlashHead.build(weight(), probes=5).save(tmp_path)
+def test_every_flash_head_reads_the_folders_clusters_and_loads_beside_the_same_weight_in_float32(tmp_path):
+    MADE["flash"]().save(tmp_path)
     for name in ("flash", "flash_int8", "flash_int4"):
         places = Origin(weight(), None, tmp_path), Origin(weight())
         assert [head_named(name, place).probes for place in places] == [5, 2]
-
-
-def test_a_head_built_in_bfloat16_loads_beside_the_same_weight_in_float32(tmp_path):
-    MADE["flash"]().save(tmp_path / "head.safetensors")
-    wide = FlashHead.load(tmp_path / "head.safetensors", weight().float())
+    wide = FlashHead.load(tmp_path, weight().float())
     assert torch.equal(wide.clusters.members, MADE["flash"]().clusters.members) and wide.table.blocks.dtype is torch.float32
     assert weight_digest(weight()) == weight_digest(weight().float()) != weight_digest(weight().flip(0))
 
@@ -121,8 +112,7 @@ def test_a_large_vocabulary_waits_for_a_head_that_every_process_finds(folders, t
     place.parent.mkdir(parents=True)
     FlashHead.build(draft, models.draft.norm, queries=torch.randn(9, WIDTH), probes=7).save(place)
     script = "import sys, flashspec as fs; print(fs.load(*sys.argv[1:]).head('draft', 'flash').probes)"
-    line = [sys.executable, "-c", script, str(folders["target"]), str(folders["draft"])]
-    done = subprocess.run(line, env=os.environ | {"FLASHSPEC_KERNELS": "0"}, capture_output=True, text=True, timeout=600)
+    done = python("-c", script, folders["target"], folders["draft"], FLASHSPEC_KERNELS="0")
     assert done.stdout == "7\n", done.stderr
     assert own_method(models) == "flash" and own_method(Models(models.target)) == "baseline"
 
@@ -166,16 +156,15 @@ def test_searches_that_do_not_fit_are_refused(call, words):
     refused(words, call)
 
 
-def test_a_missing_faiss_is_said_with_the_extra_to_install_and_other_heads_go_on(folders, monkeypatch, capsys):
+def test_a_missing_faiss_is_said_with_the_extra_to_install_and_other_heads_go_on(folders, monkeypatch, cli):
     monkeypatch.setitem(sys.modules, "faiss", None)
     for name in KINDS:
         refused(f"head '{name}' needs faiss-cpu; install the extra `ann`", head_named, name, Origin(weight()))
     refused("install the extra `ann`", cluster, weight(), Recipe(16, backend="faiss"))
     with pytest.warns(UserWarning, match="left out: head 'ivf' needs faiss-cpu; install the extra `ann`"):
         assert usable(["dense", "ivf", "preview"]) == ["dense", "preview"]
-    flags = ["generate", "--ids", "1,2,3", "--target", str(folders["target"]), "--draft", str(folders["draft"])]
-    assert status([*flags, "--method", "dense", "--head", "hnsw", "--max-new-tokens", "4"]) == 2
-    said = capsys.readouterr()
+    flags = ["--ids", "1,2,3", "--target", folders["target"], "--draft", folders["draft"], "--max-new-tokens", "4"]
+    said = cli("generate", *flags, "--method", "dense", "--head", "hnsw", code=2)
     assert said.out == "" and "head 'hnsw' needs faiss-cpu; install the extra `ann`, or use a FlashHead" in said.err
 
 
@@ -186,11 +175,11 @@ def test_ids_are_ranked_by_how_often_they_come():
         refused(words, ranked_by_frequency, torch.tensor(tokens, dtype=torch.int64), 10)
 
 
-def test_a_ranking_is_counted_in_a_text_and_kept_beside_the_draft(folders, tmp_path):
+def test_a_ranking_is_counted_in_a_text_and_kept_beside_the_draft(folders, tmp_path, cli):
     draft, text = folders["draft"], tmp_path / "text.txt"
     text.write_text("assert " * 40 + "import os\n")
     before, out = shelf.listing(draft), tmp_path / "ranked"
-    assert status(["draft", "rank", "--draft", str(draft), "--text", str(text), "--out", str(out)]) == 0
+    cli("draft", "rank", "--draft", draft, "--text", text, "--out", out)
     assert shelf.listing(draft) == before
     model = Transformer.load(out)
     head = head_named("fr_spec", Origin(model.head_weight, model.norm, out))
