@@ -8,15 +8,14 @@ Run as a script, since a crash ends the process, this interrupts decodes at byte
 import ctypes
 import functools
 import hashlib
-import os
 import random
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from shelf import python
 from toys import PROMPT, duo, headed
 
 import flashspec
@@ -48,8 +47,7 @@ def test_the_control_a_buffer_noted_early_and_a_model_left_truncated_are_caught(
 def at_bytecodes(which):
     if not kernels.available():
         pytest.skip("no C compiler on this machine")
-    place = os.environ | {"FLASHSPEC_GRAPHS": "eager" if which == "static" else "0"}
-    return subprocess.run([sys.executable, "-W", "ignore", __file__, which], capture_output=True, text=True, env=place)
+    return python("-W", "ignore", __file__, which, FLASHSPEC_GRAPHS="eager" if which == "static" else "0")
 
 
 def digest(models):
