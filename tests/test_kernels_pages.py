@@ -52,40 +52,27 @@ STRUCTURES = [name for path in build.SOURCES for _, name in build.STRUCTURE.find
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="needs a C compiler")
 
 
-def leaves(kind, at="", start=0):
-    found = {}
-    for name, inner in kind._fields_:
-        place, path = getattr(kind, name), at + name
-        if issubclass(inner, ctypes.Structure):
-            found |= leaves(inner, f"{path}.", start + place.offset)
-        else:
-            found[path] = [start + place.offset, place.size]
-    return found
+def by_ctypes():
+    """The place and size of every field of every structure, and the size of each structure."""
+    kinds = {name: build.structure(name) for name in STRUCTURES}
+    sizes = {(name, ""): (0, ctypes.sizeof(kind)) for name, kind in kinds.items()}
+    fields = [(name, field, getattr(kind, field)) for name, kind in kinds.items() for field, *_ in kind._fields_]
+    return sizes | {(name, field): (place.offset, place.size) for name, field, place in fields}
 
 
 def compiled(folder, change=("", "")):
-    """What the compiler says of every structure, for the source with one text changed into another."""
+    """The same numbers by the compiler, for the source with one text changed into another."""
     for path in build.SOURCES:
         (folder / path.name).write_text(path.read_text().replace(*change))
+    places = list(by_ctypes())
     lines = ['#include "cpu.c"', "#include <stddef.h>", "#include <stdio.h>", "int main(void) {"]
-    for name in STRUCTURES:
-        lines += [
-            f'printf("{name} {path} %zu %zu\\n", offsetof({name}, {path}), sizeof((({name} *)0)->{path}));'
-            for path in leaves(build.structure(name))
-        ]
-        lines.append(f'printf("{name} sizeof 0 %zu\\n", sizeof({name}));')
+    for name, field in places:
+        told = f"offsetof({name}, {field}), sizeof((({name} *)0)->{field})" if field else f"(size_t)0, sizeof({name})"
+        lines.append(f'printf("%zu %zu\\n", {told});')
     (folder / "main.c").write_text("\n".join([*lines, "return 0; }"]))
     subprocess.run([build.compiler(), "-w", "-o", "main", "main.c", "-lm"], cwd=folder, check=True)
-    found = {name: {} for name in STRUCTURES}
-    for line in subprocess.run([folder / "main"], capture_output=True, text=True, check=True).stdout.splitlines():
-        name, path, *numbers = line.split()
-        found[name][path] = [int(number) for number in numbers]
-    return found
-
-
-def by_ctypes():
-    kinds = {name: build.structure(name) for name in STRUCTURES}
-    return {name: {**leaves(kind), "sizeof": [0, ctypes.sizeof(kind)]} for name, kind in kinds.items()}
+    said = subprocess.run([folder / "main"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return {place: tuple(map(int, line.split())) for place, line in zip(places, said, strict=True)}
 
 
 @needs_compiler
