@@ -213,10 +213,8 @@ def test_measuring_ends_where_one_more_turn_would_end_too_late(observed, monkeyp
         assert len(list(observe(models, question, prompts, until=(turns + 0.5) * turn))) == turns
 
 
-def test_the_draft_is_the_targets_own_unless_one_is_named(cli):
+def test_the_draft_is_the_targets_own_unless_one_is_named():
     assert [draft_of({"draft": named, "target": "qwen", "times": None}) for named in ("auto", "shallow")] == ["qwen", "shallow"]
-    said = cli("plan", "--target", "qwen3-32b", "--acceptance", "0.8", code=2).err
-    assert "no draft belongs to 'qwen3-32b' by name: give --draft" in said
 
 
 @pytest.mark.parametrize(("load", "spread", "busy"), [(0.3, 0.0, False), (0.3, 0.2, True), (1.7, 0.0, True)])
@@ -231,25 +229,11 @@ def test_an_interval_wider_than_a_factor_of_two_gives_no_advice():
     assert words[0].startswith("no advice: the interval is wider than a factor of two") and words[1] == "speculate:"
 
 
-def test_flags_that_would_be_lost_or_say_nothing_are_refused(cli):
-    assert "--k goes with `plan heads`" in cli("plan", "--k", "2", code=2).err
-    shapes = ["--target", "opt-66b", "--draft", "opt-125m", "--acceptance", "0.5"]
-    for line in (["heads", *shapes], ["--head", "dense,flash", *shapes]):
-        assert "nothing about heads" in cli("plan", *line, code=2).err
-
-
 def test_the_command_plans_from_stated_numbers(cli):
-    times = ["--times", "step=60,draft=6.69,check=60"]
-    said = cli("plan", *times, "--acceptance", "0.8").out
+    said = cli("plan", "--times", "step=60,draft=6.69,check=60", "--acceptance", "0.8").out
     assert said.startswith("speculate: k = ") and "costs stated; acceptance given" in said
     said = cli("plan", "--target", "opt-66b", "--draft", "opt-125m", "--acceptance", "0.6").out
     assert "costs predicted from the bytes of the shapes at " in said
-    for bad, word in (
-        (times, "--acceptance"),
-        (["--target", "qwen3-32b", "--draft", "qwen3-0.6b"], "--acceptance"),
-        (["--target", "qwen3-32b", "--draft", "reference", "--acceptance", "0.8"], "two shapes"),
-    ):
-        assert word in cli("plan", *bad, code=2).err
 
 
 def test_the_command_records_and_replays(folders, prompts, tmp_path, cli):
