@@ -4,18 +4,15 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy
 import pandas
 import pytest
-from shelf import listing, refused
+from shelf import ROOT, listing, refused
 from test_study import Counted
 
 from flashspec.cli.main import status
 from flashspec.study import Refused, registry, run, tables
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
