@@ -4,20 +4,16 @@ import ast
 import json
 import os
 import re
-import subprocess
-import sys
 from io import StringIO
-from pathlib import Path
 
 import pytest
 import torch
+from shelf import ROOT, python
 from test_book import extension
 from test_train import RECIPE, SHORT, replace, trained
 
 import flashspec as fs
 from flashspec.study import decide
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def missing(page):
@@ -106,8 +102,8 @@ NOT_HERE = ["generate x --target qwen", "generate x --target nobody/nothing", "h
     (OFFLINE, "", False), (NOT_HERE, "empty", False), (["fetch smollm2"], "empty", True), (["fetch qwen"], "empty", True),
 ])  # fmt: skip
 def test_no_command_but_fetch_opens_a_connection(tmp_path, lines, cache, opens):
-    place = {"XDG_CACHE_HOME": str(tmp_path), "FLASHSPEC_MODELS": str(tmp_path), "HF_HOME": str(tmp_path)} if cache else {}
-    done = subprocess.run([sys.executable, "-c", CONNECTIONS, *lines], capture_output=True, text=True, env=os.environ | place)
+    place = dict.fromkeys(("XDG_CACHE_HOME", "FLASHSPEC_MODELS", "HF_HOME") if cache else (), str(tmp_path))
+    done = python("-c", CONNECTIONS, *lines, **place)
     assert (int(done.stdout.split()[-1]) > 0) == opens, done.stderr
 
 
