@@ -4,16 +4,15 @@ import ast
 import json
 import re
 from dataclasses import fields
-from pathlib import Path
 
 import click
 import pytest
+from shelf import ROOT
 
 from flashspec.cli.main import group
 from flashspec.decoding.method import Method
 from flashspec.sampling import Sampling
 
-ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[!.]*.ipynb"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "book").glob("*.md")), *NOTEBOOKS]
 GLOSSARY = ROOT / "book" / "glossary.md"
