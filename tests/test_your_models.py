@@ -15,6 +15,7 @@ import pytest
 import shelf
 import tiny
 import torch
+from shelf import ROOT
 from test_awq import SMALL, write_awq
 from test_chat import GENERATION, TEMPLATE
 
@@ -23,7 +24,6 @@ from flashspec.cli.main import status
 from flashspec.models.synthetic import synthetic
 from flashspec.train.corpus import write_tokenizer
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "notebooks" / "11_your_models.ipynb"
 ROWS, CONTEXT = 4608, 4096
 SHAPES = {"Qwen3-32B-AWQ": "reference-target-AWQ", "Qwen3-0.6B": "reference-shallow"}  # as small as shapes get
