@@ -1,14 +1,22 @@
-"""Published models are found by name where they lie, checked, fetched when asked for, and draft for nobody else."""
+"""Published models are found by name where they lie, checked, fetched when asked for, and draft for nobody else.
 
+Where their files are, and CI has none of them, they also print exact texts in their own bits.
+"""
+
+import functools
 import importlib.util
+import inspect
+import textwrap
 import zipfile
 from dataclasses import replace
 
 import pytest
 import test_chat
 import test_gguf
+import torch
 from msgspec import structs
-from shelf import refused
+from shelf import here, refused
+from torch.nn import functional as F
 
 import flashspec as fs
 from flashspec.cli import models as fetch
@@ -16,6 +24,7 @@ from flashspec.cli.main import status
 from flashspec.decoding.models import folder_of, load, own_draft
 from flashspec.models import pairs
 from flashspec.models.pairs import PAIRS, Published, verify
+from flashspec.models.transformer import Transformer
 from flashspec.provenance import digest, origin
 
 pytest.importorskip("gguf")
@@ -146,4 +155,35 @@ def test_doctor_and_list_name_the_published_models(cache, capsys):
     assert status(["doctor"]) == 0 and status(["list"]) == 0
     said = capsys.readouterr().out
     assert "tiny target" in said and "flashspec fetch tiny" in said and "some/small-GGUF on the hub" in said
-    assert status(["fetch", "nobody"]) == 2 and "smollm2" in capsys.readouterr().err
+
+
+PROMPT = "def merge(left, right):\n    "
+METHODS = {
+    "qwen": (("dense", {"k": 3}), ("dense", {"k": 8, "finalize": "eager"}), ("auto", {"k": 4}), ("lookup", {})),
+    "smollm2": (("lookup", {"k": 2}), ("lookup", {"k": 7})),
+}
+loaded = functools.cache(lambda name: fs.load(target=name, draft=["qwen:int4"] if name == "qwen" else "auto"))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.5])
+def test_exact_methods_print_plain_decodings_text(name, temperature):
+    for role in PAIRS[name]:
+        here(folder_of, name, role)
+
+    def text(method, prompt=PROMPT, **options):
+        sampling = fs.Sampling(temperature=temperature, seed=3)
+        return fs.generate(loaded(name), prompt, method, sampling, max_new_tokens=32, stop=(), **options).tokens
+
+    plain = text("baseline")
+    assert all(text(method, **options) == plain for method, options in METHODS[name]) and text("baseline", PROMPT + " ") != plain
+
+
+@torch.inference_mode()
+def test_a_files_own_bits_say_what_its_widened_weights_say():
+    path = here(folder_of, "qwen", "draft")
+    ids = torch.tensor([fs.load(target=path, draft=None).encode(inspect.getsource(textwrap))[:600]])
+    own, wide = (Transformer.load(path, weights=weights)(ids)[0].float() for weights in ("auto", "dense"))
+    assert (own.argmax(1) == wide.argmax(1)).float().mean() >= 0.98
+    losses = [F.cross_entropy(logits[:-1], ids[0, 1:]).item() for logits in (own, wide)]
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3) and not torch.equal(own, wide)
