@@ -10,7 +10,6 @@ from contextlib import contextmanager
 
 import pytest
 import shelf
-import tiny
 from trouble import ipynb
 
 from flashspec.cli import study as cli_study
@@ -115,7 +114,7 @@ LINES = [f"{start} {end}".strip() for start, ends in CASES.items() for end in ma
 def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     pair = shelf.write_pair(home)
-    tiny.prompts_file(home)
+    shelf.prompts_file(home)
     (home / "text.txt").write_text("def design(out, work):\n    return out\n" * 400)
     (home / "short.txt").write_text("x")
     (home / "bytes.txt").write_bytes(b"caf\xe9 " * 3000)

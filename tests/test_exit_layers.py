@@ -6,7 +6,6 @@ import pytest
 import shelf
 import test_export
 import torch
-from tiny import model as tiny_model
 from torch.nn import functional as F
 from toys import random_model, text
 
@@ -107,7 +106,7 @@ def test_the_sampled_loss_is_the_whole_one_where_all_are_drawn_and_near_it_other
 
 @pytest.fixture
 def taught(tmp_path):
-    model = tiny_model(6)
+    model = shelf.model(6)
     recipe = LessonRecipe((2,), texts=192, length=24, steps=6)
     return model, recipe, written(model, TURNS, tmp_path / "lessons", recipe)
 

@@ -4,7 +4,7 @@ import weakref
 from dataclasses import replace
 
 import pytest
-import tiny
+import shelf
 import torch
 from shelf import refusing
 
@@ -98,12 +98,12 @@ PROMPT = [3, 1, 4, 1, 5]
 
 
 def test_every_method_is_decoded_prints_one_text_and_is_left_out_where_a_target_lacks_its_exits():
-    outputs = live.decode_all(tiny.pair(torch.float64), PROMPT, Sampling(temperature=1.0), 24)
+    outputs = live.decode_all(shelf.pair(torch.float64), PROMPT, Sampling(temperature=1.0), 24)
     assert set(METHODS) <= set(outputs)
     assert live.table(outputs)["same text"].all()
     other = Output("", [*outputs["flash"].tokens[:-1], -1], outputs["flash"].events, outputs["flash"].stats)
     assert not live.table({**outputs, "flash": other}).loc["flash", "same text"]
     assert outputs["dense, eager"].stats.forwards > outputs["dense"].stats.forwards
-    short = live.decode_all(Models(tiny.model(3), tiny.model(2)), PROMPT, Sampling(), 6)
+    short = live.decode_all(Models(shelf.model(3), shelf.model(2)), PROMPT, Sampling(), 6)
     assert "hispec" in outputs and "hispec" not in short and {"baseline", "dense", "flash", "self_speculation"} <= set(short)
     assert live.table(short).loc["baseline", "forwards"] == 6

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import shelf
-import tiny
 import torch
 from torch.nn import functional as F
 
@@ -88,7 +87,7 @@ test_what_cannot_be_asked_is_refused = shelf.refusing([
 
 
 def prompts(folder, each=4):
-    return tiny.prompts_file(folder, ("code", "prose", "letters"), each)
+    return shelf.prompts_file(folder, ("code", "prose", "letters"), each)
 
 
 def test_rows_to_judge_by_are_none_of_those_to_build_on(folders, tmp_path):
@@ -119,7 +118,7 @@ def test_the_command_builds_a_head_that_the_next_process_finds_in_the_cache(fold
     assert str(place) in told and "letters (unseen)" in told and place.is_relative_to(home / "cache")
     assert shelf.listing(folders["draft"]) == before
     head, facts = head_named("flash", origin), read_tensors(place, "")[1]["flash_head"]
-    assert not head.clusters.spherical and len(head.plan.always) == tiny.VOCAB // 128 and '"agreement"' in facts
+    assert not head.clusters.spherical and len(head.plan.always) == shelf.VOCAB // 128 and '"agreement"' in facts
     models = load(folders["draft"], None)
     asked = domains(models, load_prompts(prompts(home), None, models), "letters", 12, Sampling(0.7, seed=0))
     rates = agreements(head, DenseHead(model.norm, model.vocabulary), asked)
@@ -152,7 +151,7 @@ def test_a_gguf_files_head_is_kept_in_its_own_bits(home, cli):
     import test_gguf
 
     file = home / "small.gguf"
-    test_gguf.written(file, replace(test_gguf.CONFIG, vocab_size=tiny.VOCAB, layers=1), "Q8_0")
+    test_gguf.written(file, replace(test_gguf.CONFIG, vocab_size=shelf.VOCAB, layers=1), "Q8_0")
     line = ["heads", "build", file, "--prompts", prompts(home), "--new-tokens", "4"]
     told = cli(*line).out
     assert [path.name for path in home.glob("*.gguf")] == [file.name]

@@ -4,7 +4,7 @@ import json
 from functools import partial
 
 import pytest
-import tiny
+import shelf
 import torch
 from safetensors.torch import save_file
 from shelf import normal, refused
@@ -82,7 +82,7 @@ def test_a_public_checkpoint_that_cannot_be_is_refused(tmp_path, case, words):
 
 
 def test_the_model_of_a_public_checkpoint_is_read_with_its_head(tmp_path):
-    model = tiny.model(2)
+    model = shelf.model(2)
     model.save(tmp_path, "float32")
     assert not is_public(tmp_path)
     found, assets = FlashHead.build(model.head_weight).clusters, tmp_path / "assets"

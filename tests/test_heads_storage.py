@@ -7,7 +7,6 @@ from functools import partial
 import numpy as np
 import pytest
 import shelf
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from shelf import python, refused
@@ -101,7 +100,7 @@ def test_clusters_and_plans_that_cannot_be_are_refused_in_one_sentence(tmp_path,
 
 def test_a_large_vocabulary_waits_for_a_head_that_every_process_finds(folders, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(registry, "BUILT_NOW", tiny.VOCAB - 1)
+    monkeypatch.setattr(registry, "BUILT_NOW", shelf.VOCAB - 1)
     models = load(folders["target"], folders["draft"])
     draft, other = models.draft.vocabulary, torch.nn.LayerNorm(WIDTH)
     refused("vocabulary of 512 ids: `flashspec heads build MODEL`", generate, models, [3, 1], "flash", error=FileNotFoundError)
@@ -128,7 +127,7 @@ def test_missing_truncated_and_foreign_files_are_refused(tmp_path):
 
 
 def test_a_drafts_flash_head_is_calibrated_with_its_default_probes(tmp_path):
-    model, stream = tiny.model(2), np.random.default_rng(0).integers(0, tiny.VOCAB, 4000)
+    model, stream = shelf.model(2), np.random.default_rng(0).integers(0, shelf.VOCAB, 4000)
     model.save(tmp_path, "float32")
     reference.add_flash_head(tmp_path, stream, windows=4)
     head, plain = FlashHead.load(tmp_path, model.head_weight, model.norm), FlashHead.build(model.head_weight, model.norm)
@@ -184,5 +183,5 @@ def test_a_ranking_is_counted_in_a_text_and_kept_beside_the_draft(folders, tmp_p
     model = Transformer.load(out)
     head = head_named("fr_spec", Origin(model.head_weight, model.norm, out))
     tokens = torch.tensor(Tokenizer.from_file(str(out / "tokenizer.json")).encode(text.read_text()).ids)
-    assert int(head.ranked[0]) == int(ranked_by_frequency(tokens, tiny.VOCAB)[0]) != 0
+    assert int(head.ranked[0]) == int(ranked_by_frequency(tokens, shelf.VOCAB)[0]) != 0
     refused("flashspec draft rank --head vocab_trim", head_named, "vocab_trim", Origin(model.head_weight, model.norm, out))

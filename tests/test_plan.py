@@ -5,7 +5,7 @@ from itertools import count, product
 from types import SimpleNamespace
 
 import pytest
-import tiny
+import shelf
 import toys
 from shelf import refusing
 
@@ -148,7 +148,7 @@ def test_shapes_cost_the_bytes_that_a_pass_reads():
 
 
 def test_every_part_of_every_writer_is_timed_in_its_place_and_plain_decoding_settles_before():
-    groups, calls = parts_of(tiny.pair(), WRITERS, (1, 3), (1, 2, 3)), []
+    groups, calls = parts_of(shelf.pair(), WRITERS, (1, 3), (1, 2, 3)), []
     assert [" ".join(group) for group in groups] == [
         "step", "finalize", "burst 1 dense check 1", "burst 3 dense check 3",
         "burst 1 flash P=2 behind check 1", "burst 3 flash P=2 behind check 3"]  # fmt: skip
@@ -174,7 +174,7 @@ test_what_cannot_be_true_is_refused = refusing([
 
 @pytest.fixture
 def prompts(tmp_path):
-    return str(tiny.prompts_file(tmp_path, ("code", "prose", "tests")))
+    return str(shelf.prompts_file(tmp_path, ("code", "prose", "tests")))
 
 
 @pytest.fixture

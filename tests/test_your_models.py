@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import shelf
-import tiny
 import torch
 from shelf import ROOT
 from test_awq import SMALL, write_awq
@@ -44,7 +43,7 @@ STEPS = ("doctor", "generate", "quantize", "plan", "plan heads", "trace record",
 def place(tmp_path_factory):
     """A folder with a target that can chat, its draft, its 4-bit twin under another name, a text and the notebooks."""
     home = tmp_path_factory.mktemp("place")
-    config = replace(tiny.model(1).config, layers=6, vocab_size=ROWS, context=CONTEXT)
+    config = replace(shelf.model(1).config, layers=6, vocab_size=ROWS, context=CONTEXT)
     target, draft = (synthetic(config, torch.float32, depth=layers) for layers in (6, 3))
     draft.load_state_dict({name: weight for name, weight in target.state_dict().items() if name in draft.state_dict()})
     shelf.train_tokenizer(home / "tokenizer.json", Path(__file__).read_text())
