@@ -75,8 +75,12 @@ def amiss(notebook, text):
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_exercises_change_parameters_of_their_chapter(notebook):
+def test_a_committed_notebook_has_no_outputs_and_no_verbs_and_exercises_that_change_its_parameters(notebook):
     cells = json.loads(notebook.read_text())["cells"]
+    for found in cells:
+        assert not found.get("outputs") and not found.get("execution_count")
+        lines = "".join(found["source"]).splitlines() if found["cell_type"] == "code" else []
+        assert not {"def", "class", "for", "while", "async"} & {line.split()[0] for line in lines if line.split()}
     text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     assert [*amiss(notebook, text.partition("## Try it")[2].partition("\n## ")[0])] == []
     assert [*amiss(notebook, "`nobody = 1`, `fresh = 7`")] == ["nobody", "fresh"]  # the control
@@ -158,14 +162,6 @@ def test_a_notebook_runs_again_only_where_what_it_is_made_of_changed(tmp_path, m
         change.write_text(source.read_text().replace("rate", "pace") if change == source else "{}")
         books.execute_all([source], out)
     assert len(runs) == 7
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_committed_notebooks_have_no_outputs_and_no_verbs(path):
-    for found in json.loads(path.read_text())["cells"]:
-        assert not found.get("outputs") and not found.get("execution_count")
-        lines = "".join(found["source"]).splitlines() if found["cell_type"] == "code" else []
-        assert not {"def", "class", "for", "while", "async"} & {line.split()[0] for line in lines if line.split()}
 
 
 def injected(path, values, *more):

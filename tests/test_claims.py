@@ -19,7 +19,7 @@ def rowless(rows):
     return {(work, name) for work, made in CLAIMED.items() for name in made} - answered
 
 
-def test_every_claim_of_the_three_works_has_a_line_with_its_number_its_label_and_a_reason():
+def test_every_claim_of_the_three_works_has_a_line_with_its_number_its_label_and_a_reason(tmp_path):
     board = scoreboard()
     assert rowless(board) == set() and len(CLAIMED) == board["work"].nunique() == 3
     assert rowless(board.iloc[1:]) == {("thesis2026", "projection")}  # the control
@@ -27,6 +27,7 @@ def test_every_claim_of_the_three_works_has_a_line_with_its_number_its_label_and
     printed = dict(zip(board["claim"], board["printed"], strict=True))
     assert printed["and the whole draft step"] == 1.108 and len(printed) == len(CLAIMS)
     assert printed["A deferred final token over an eager one, dense draft"] == 10.731 / 9.769
+    assert set(scoreboard(tmp_path)["verdict"]) == {"not testable here"}  # without tables
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim["claim"])
@@ -40,7 +41,3 @@ def test_they_agree_where_the_interval_holds_the_printed_ratio(printed, verdict)
     line = {"ratio": 1.2, "low": 1.1, "high": 1.3, "verdict": "1.20×", "temperature": 0.0}
     assert judged(printed, line) == {"sampling": "greedy", "measured": "1.20×", "verdict": verdict}
     assert judged(printed, {**line, "temperature": 1.0})["sampling"] == "T = 1"
-
-
-def test_without_tables_nothing_is_claimed(tmp_path):
-    assert set(scoreboard(tmp_path)["verdict"]) == {"not testable here"}

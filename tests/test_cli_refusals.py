@@ -187,21 +187,6 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(home, capsy
     assert "File too large" in said
 
 
-def test_a_stopped_design_continues_and_its_output_is_whole_or_absent(home, tmp_path, capsys):
-    small = "--layers 1 --ffn 32 --steps 2 --decay 1 --length 16 --written 3 --prompt 4 --sequences 2"
-    line = [*words(home, f"{DESIGN} {small}"), "--out", str(tmp_path / "out")]
-    before = shelf.listing(home)
-    with full_disk(20_000):
-        assert status(line) == 2
-    assert not (tmp_path / "out").exists() and (tmp_path / "out.work" / "design.json").is_file()
-    assert "defect" not in capsys.readouterr().err
-    assert status(line) == 0 and (tmp_path / "out" / "digests.json").is_file()
-    assert shelf.listing(home) == before and not list(tmp_path.rglob(".*"))
-    made = shelf.listing(tmp_path / "out")
-    assert status(line) == 0 and shelf.listing(tmp_path / "out") == made
-    assert status([*line, "--k", "7"]) == 2 and shelf.listing(tmp_path / "out") == made
-
-
 @pytest.fixture
 def failing(monkeypatch):
     def failing(error, act=list):

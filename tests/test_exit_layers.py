@@ -11,10 +11,10 @@ from toys import random_model, text
 
 import flashspec as fs
 from flashspec import Models
-from flashspec.cli.main import status
 from flashspec.models import graphs
 from flashspec.models.engine import KernelEngine, TorchEngine
-from flashspec.models.exits import ExitLayer, exits_file, load_exits, rows_at, save_exits
+from flashspec.models.exits import ExitAdapter, ExitLayer, exits_file, load_exits, rows_at, save_exits
+from flashspec.models.folder import verify_digests
 from flashspec.models.packed import rounded
 from flashspec.models.reader import SpanReader, engine_for
 from flashspec.train import lessons
@@ -148,19 +148,22 @@ def test_lessons_are_what_the_model_says_of_whole_texts(taught):
     assert not torch.allclose(early[0], made["rows.2"].float(), atol=5e-3)  # the control
 
 
-@pytest.mark.parametrize("form", ["hf", "gguf"])
-def test_the_command_gives_a_model_exits_that_it_drafts_with(tmp_path, capsys, form):
+@pytest.mark.parametrize(("form", "how"), [
+    ("hf", ["--kind", "layer", "--lessons", "96"]), ("gguf", ["--kind", "layer", "--lessons", "96"]),
+    ("hf", ["--rank", "8", "--text", __file__]),
+], ids=["hf", "gguf", "rank"])  # fmt: skip
+def test_the_command_gives_a_model_exits_that_it_drafts_with(tmp_path, cli, form, how):
     test_export.checkpoint(tmp_path / "m", context=64, layers=4)
     source = tmp_path / "m"
     if form == "gguf":
         source = test_export.exported(source, tmp_path / "m.gguf", "gguf")
     before = shelf.listing(source)
-    words = ["train", "exits", "--kind", "layer", "--target", str(source), "--out", str(tmp_path / "out"), "--exits", "1,2"]
-    assert status([*words, "--lessons", "96", "--steps", "3"]) == 0
-    assert "exit 2: acceptance" in capsys.readouterr().out and shelf.listing(source) == before
+    words = ["train", "exits", *how, "--target", source, "--steps", "3", "--out", tmp_path / "out"]
+    assert "exit 2: acceptance" in cli(*words, "--exits", "1,2").out and shelf.listing(source) == before
     made = tmp_path / "out" / "m.gguf" if form == "gguf" else tmp_path / "out"
+    verify_digests(tmp_path / "out")
     models = fs.load(made, None)
-    assert list(models.exits) == [1, 2] and isinstance(models.exits[1], ExitLayer)
+    assert list(models.exits) == [1, 2] and isinstance(models.exits[1], ExitLayer if "layer" in how else ExitAdapter)
     texts = [fs.generate(models, "def f", method, max_new_tokens=12).tokens for method in ("baseline", "self_speculation")]
     assert texts[0] == texts[1]
-    assert status([*words[:-4], "--out", str(tmp_path / "again"), "--exits", "1,9"]) == 2
+    assert cli(*words[:-1], tmp_path / "again", "--exits", "1,9", code=2)

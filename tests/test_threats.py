@@ -151,13 +151,8 @@ def test_a_drawing_and_a_table_keep_what_they_show():
     clean = extension("clean").clean
     drawn = '<svg viewBox="0 0 9 9"><style>*{stroke-linecap:butt}</style><use xlink:href="#a" style="fill:red"></use></svg>'
     table = '<table class="t" border="1"><tbody><tr style="text-align: left"><td>1</td></tr></tbody></table>'
-    for html in (
-        drawn,
-        table,
-        '<pre class="decoded"><span style="background:#cfe8d5">x</span></pre>',
-        '<a href="https://x.example/">x</a>',
-    ):
-        assert clean(html) == html
+    said = '<pre class="decoded"><span style="background:#cfe8d5">x</span></pre><a href="https://x.example/">x</a>'
+    assert [clean(html) for html in (drawn, table, said)] == [drawn, table, said]
     tool = decide.tool().data
     assert clean(tool).count("<script") == 1 and 'type="application/json" id="decide-data"' in clean(tool)  # data, not code
     assert clean(f"{tool}<script>alert(5)</script>").count("<script") == 1
