@@ -46,10 +46,6 @@ def stage(model, head, rule, temperature, **sampling):
     return Stage(SpanReader(model, context=CONTEXT), HEADS[head](model), law, way=fastest)
 
 
-def slow_stage(*given):
-    return stage(*given)._replace(way=in_turn)
-
-
 def played(stage):
     tokens, drawn, rows = torch.zeros(CONTEXT, dtype=torch.int64), [], []
     tokens[:9] = torch.arange(20, 29)
@@ -77,7 +73,7 @@ def same(one, two):
 @pytest.mark.parametrize(("rule", "temperature"), [("coupling", 0.0), ("coupling", 0.7), ("speculative", 1.0)])
 @pytest.mark.parametrize("head", HEADS)
 def test_one_call_writes_what_the_parts_write_in_turn(model, head, rule, temperature):
-    fast, slow = stage(model, head, rule, temperature), slow_stage(model, head, rule, temperature)
+    fast, slow = (stage(model, head, rule, temperature)._replace(way=way) for way in (fastest, in_turn))
     assert type(fast.fast_write) is CompiledBurst and slow.fast_write is None
     found = played(fast)
     assert same(found, played(slow)) and found[2] == [0, 12, 5, 1]
@@ -153,7 +149,7 @@ def above_an_exit(stage, model):
 @pytest.mark.parametrize("above", [False, True], ids=["whole", "above an exit"])
 @pytest.mark.parametrize("head", ["dense", "int8", "flash", "flash 4 bits"])
 def test_a_check_in_one_call_reads_and_scores_what_its_parts_do(model, head, above):
-    fast, slow = stage(model, head, "coupling", 1.0), slow_stage(model, head, "coupling", 1.0)
+    fast, slow = (stage(model, head, "coupling", 1.0)._replace(way=way) for way in (fastest, in_turn))
     if above:
         fast, slow = above_an_exit(fast, model), above_an_exit(slow, model)
     tokens = torch.arange(40, 70)

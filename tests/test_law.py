@@ -188,17 +188,14 @@ def at_another_temperature(self, scores, position, stage):
     return Drawn(drawn.token, warp(scores, self.sampling), drawn.sound)
 
 
-def copying(self, scores, position, stage):
-    return SpeculativeSampling.draw(self, scores, position, stage)._replace(token=torch.ones(1, dtype=torch.int64))
-
-
 SharedNumber = broken(__init__=lambda self, to, size: SpeculativeSampling.__init__(self, to, size, OneNumber(to.seed)))
 NoResidual = broken(residual=lambda self, p, q: p)  # draws the correction from p (openvino.genai 4490)
 Credulous = broken(accepts=lambda self, p, q, tokens, numbers: torch.ones_like(tokens, dtype=torch.bool))
 RawClaim = broken(draw=at_another_temperature)  # and claims the raw scores (DeepSpec 31)
 UNIFORM = Scores(torch.arange(VOCAB)[None], torch.zeros(1, VOCAB))
 Boasting = broken(LookupHead, __call__=lambda self, rows, *_: Scores(*(part.expand(len(rows), -1) for part in UNIFORM)))
-Copying = broken(draw=copying)  # draws id 1 whatever the scores say
+ONE = torch.ones(1, dtype=torch.int64)
+Copying = broken(draw=lambda self, *given: SpeculativeSampling.draw(self, *given)._replace(token=ONE))  # whatever they say
 BROKEN = {
     "a head without its verifier": lambda: caught(stack([Learning()]), law(0)),
     "shared random number": lambda: caught(two(SharedNumber), law(0)),

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -143,14 +144,11 @@ NAN, INF = float("nan"), float("inf")
 WHOLE, LIST, STRING = "a whole number", "a list of whole numbers", "a string"
 LISTS = (b"def", [1.0, 2.0], 5, ["def"], [[1, 2], [3, 4]], {1: 2}, torch.ones(3), torch.tensor(3), np.array(3), iter([1, 2]))
 RULES = (fs.GumbelCoupling, fs.SpeculativeSampling, fs.TypicalAcceptance)
+STAGES = fs.build(fs.METHODS["dense"], duo(), context=32)
 
 
 def write(prompt=toys.PROMPT, method="dense", **options):
     return fs.generate(duo(), prompt, method, **{"max_new_tokens": 3, **options})
-
-
-def stages():
-    return fs.build(fs.METHODS["dense"], duo(), context=32)
 
 
 def head(**options):
@@ -166,10 +164,10 @@ WRONG = [  # a call, its argument, what that must be, and values that are someth
     (write, "prompt", LIST, (b"def", None)), (write, "stop", LIST, ["\n", (1, "2")]), (write, "method", STRING, [3]),
     (write, "k", WHOLE, ["9"]), (write, "sampling", "Sampling", [0.7]),
     (lambda models: fs.generate(models, toys.PROMPT), "models", "Models", ["reference"]),
-    (lambda prompt: fs.decode(stages(), prompt), "prompt", LIST, LISTS[:2]),
+    (partial(fs.decode, STAGES), "prompt", LIST, LISTS[:2]),
     (lambda stages: fs.decode(stages, toys.PROMPT), "stages", "a list of Stage", (None, ["target"])),
-    (lambda limits: fs.decode(stages(), toys.PROMPT, limits), "limits", "Limits", [20]),
-    (lambda context: fs.build(fs.Method(), duo(), context=context), "context", WHOLE, ["9"]),
+    (partial(fs.decode, STAGES, toys.PROMPT), "limits", "Limits", [20]),
+    (partial(fs.build, fs.Method(), duo()), "context", WHOLE, ["9"]),
     (lambda method: fs.build(method, duo()), "method", "Method", ["dense"]),
     (lambda models: fs.build(fs.Method(), models), "models", "Models", [duo().target]),
     (fs.Transformer, "config", "ModelConfig", [{"layers": 2}]), (fs.FlashHead.build, "weight", "Tensor", [[[1.0]]]),
