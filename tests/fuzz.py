@@ -50,7 +50,7 @@ def spoiled_tree(draw, text):
 
 @st.composite
 def spoiled_bytes(draw, text):
-    """A file cut short, with bytes changed, or with a part repeated or overwritten by a length, count or offset of absurd size."""
+    """A file cut short, with bytes changed, with a part repeated, or with a length, count or offset of absurd size."""
     found, places = bytearray(text), st.one_of(*(st.integers(0, min(len(text), size) - 1) for size in (200, len(text))))
     way, at = draw(st.sampled_from(["cut", "bytes", "number", "repeat"])), draw(places)
     if way == "cut":

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import shelf
-import test_export
+import test_gguf
 import torch
 from torch.nn import functional as F
 
@@ -29,8 +29,8 @@ def form():
 
 @pytest.fixture
 def source(tmp_path, form):
-    test_export.checkpoint(tmp_path / "m", context=64, layers=4)
-    return tmp_path / "m" if form == "hf" else test_export.exported(tmp_path / "m", tmp_path / "m.gguf", "gguf")
+    test_gguf.checkpoint(tmp_path / "m", context=64, layers=4)
+    return tmp_path / "m" if form == "hf" else test_gguf.exported(tmp_path / "m", tmp_path / "m.gguf", "gguf")
 
 
 def taught(source, out, *more):
@@ -93,7 +93,7 @@ def test_another_lender_is_refused(source, tmp_path, capsys):
     assert not (tmp_path / "four.work").exists()  # refused before hours of lessons
 
 
-def test_export_writes_it_whole(source, tmp_path):
+def test_gguf_writes_it_whole(source, tmp_path):
     assert taught(source, tmp_path / "draft") == 0
     assert status(["export", str(tmp_path / "draft"), str(tmp_path / "whole"), "--format", "hf"]) == 0
     lent, whole = (fs.load(tmp_path / name, None, "float32", weights="dense").target for name in ("draft", "whole"))

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import shelf
-import test_export
+import test_gguf
 import torch
 from torch.nn import functional as F
 from toys import random_model, text
@@ -153,10 +153,10 @@ def test_lessons_are_what_the_model_says_of_whole_texts(taught):
     ("hf", ["--rank", "8", "--text", __file__]),
 ], ids=["hf", "gguf", "rank"])  # fmt: skip
 def test_the_command_gives_a_model_exits_that_it_drafts_with(tmp_path, cli, form, how):
-    test_export.checkpoint(tmp_path / "m", context=64, layers=4)
+    test_gguf.checkpoint(tmp_path / "m", context=64, layers=4)
     source = tmp_path / "m"
     if form == "gguf":
-        source = test_export.exported(source, tmp_path / "m.gguf", "gguf")
+        source = test_gguf.exported(source, tmp_path / "m.gguf", "gguf")
     before = shelf.listing(source)
     words = ["train", "exits", *how, "--target", source, "--steps", "3", "--out", tmp_path / "out"]
     assert "exit 2: acceptance" in cli(*words, "--exits", "1,2").out and shelf.listing(source) == before
