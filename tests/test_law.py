@@ -17,7 +17,7 @@ from flashspec.decoding import cascade
 from flashspec.decoding.lookup import LookupHead, LookupReader, nothing_to_say
 from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling, TypicalAcceptance, probability_of
 from flashspec.decoding.stages import Stage, unsure
-from flashspec.heads import Origin, head_named
+from flashspec.heads import ContextHead
 from flashspec.heads.base import Fixed
 from flashspec.sampling import Dice, Sampling, Scores, warp
 
@@ -101,11 +101,11 @@ class Learning(Fixed):
     vocab_size = VOCAB
 
     def __init__(self):
-        self.head = head_named("in_context", Origin(weight(*NEAR))).with_shortlist(2)
+        self.head = ContextHead(None, weight(*NEAR), 2)
         self.learn = self.head.learn
 
-    def __call__(self, rows, positions, dice):
-        return self.head(torch.eye(PREFIXES)[rows], positions, dice)
+    def __call__(self, rows, *given):
+        return self.head(torch.eye(PREFIXES)[rows], *given)
 
 
 @functools.cache
