@@ -1,16 +1,18 @@
 """Every promise of the page on threats has a test, and the promises without a home elsewhere have it here."""
 
 import ast
-import json
 import os
 import re
 from io import StringIO
 
+import nbformat
 import pytest
 import torch
+from nbformat import v4
 from shelf import ROOT, python
 from test_book import extension
 from test_train import RECIPE, SHORT, replace, trained
+from trouble import KERNEL
 
 import flashspec as fs
 from flashspec.study import decide
@@ -124,24 +126,17 @@ def page(folder, extensions):
     """The HTML that Sphinx makes of an executed notebook with these outputs and this text."""
     from sphinx.application import Sphinx
 
-    cells = [{"cell_type": "markdown", "metadata": {}, "source": TEXT, "id": "t"}] + [
-        {"cell_type": "code", "metadata": {}, "source": "1", "execution_count": 1, "id": f"c{i}",
-         "outputs": [{"output_type": "display_data", "data": data, "metadata": {}}]}
-        for i, data in enumerate(OUTPUTS)
-    ]  # fmt: skip
-    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
-    (folder / "index.ipynb").write_text(json.dumps({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
+    cells = [v4.new_code_cell("1", execution_count=1, outputs=[v4.new_output("display_data", data)]) for data in OUTPUTS]
+    nbformat.write(v4.new_notebook(cells=[v4.new_markdown_cell(TEXT), *cells], metadata=KERNEL), folder / "index.ipynb")
     config = {"extensions": ["myst_nb", *extensions], "nb_execution_mode": "off", "html_theme": "basic"}
     Sphinx(folder, None, folder / "out", folder / "trees", "html", config, status=None, warning=StringIO()).build()
     text = (folder / "out" / "index.html").read_text(encoding="utf-8")
     return re.search(r'<div class="body".*', text, re.S)[0]
 
 
-def test_what_a_notebook_brings_along_is_shown_and_does_not_run(tmp_path, monkeypatch):
+def test_what_a_notebook_brings_along_is_shown_and_does_not_run(tmp_path_factory, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
-    for name in ("bare", "cleaned"):
-        (tmp_path / name).mkdir()
-    bare, cleaned = page(tmp_path / "bare", []), page(tmp_path / "cleaned", ["clean"])
+    bare, cleaned = (page(tmp_path_factory.mktemp("page"), extensions) for extensions in ([], ["clean"]))
     assert [word for word in RUNS if word not in bare] == []  # the control
     assert [word for word in RUNS if word in cleaned] == []
     assert all(word in cleaned for word in ("<b>kept</b>", "kept too", "kept in words", "<b>kept</b> in text", '<path d="M0 0">'))
