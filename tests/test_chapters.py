@@ -159,7 +159,4 @@ def disagreements(chapter, experiment, preset, names=None):
 @pytest.mark.parametrize("table", NAMES)
 def test_a_chapters_parameters_are_the_presets(table):
     assert disagreements(*table.split(), NAMES[table]) == []
-
-
-def test_other_presets_disagree():
     assert disagreements("03_final_token", "race", "smoke") and disagreements("07_designing_a_draft", "parts", "smoke")

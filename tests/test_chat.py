@@ -33,6 +33,8 @@ def folders(tmp_path_factory):
 
 
 def test_a_chat_template_frames_the_message_or_refuses_it_in_one_sentence(folders, tmp_path):
+    call = "import sys; from flashspec.models import chat, folder; chat.chat_prompt(folder.located(sys.argv[1]), 'x')"
+    assert python("-c", f"{call}; sys.exit('transformers' in sys.modules)", folders["target"]).returncode == 0
     assert chat_prompt(folders["target"], "hello") == "<user>hello<answer>"
     assert chat_prompt(folders["target"], "hello", "be brief") == "<system>be brief<user>hello<answer>"
     refused("has no chat template", chat_prompt, folders["draft"], "hello")
@@ -80,11 +82,6 @@ def test_a_template_writes_what_transformers_writes(tmp_path, name, message, sys
     assert chat_prompt(tmp_path, message, system) == "no" != wanted  # the control
     (tmp_path / "chat_template.jinja").write_text(SPOKEN[name])
     assert chat_prompt(tmp_path, message, system) == wanted
-
-
-def test_a_template_needs_no_transformers(folders):
-    call = "import sys; from flashspec.models import chat, folder; chat.chat_prompt(folder.located(sys.argv[1]), 'x')"
-    assert python("-c", f"{call}; sys.exit('transformers' in sys.modules)", folders["target"]).returncode == 0
 
 
 @pytest.mark.parametrize(("name", "role"), [(name, role) for name, pair in PAIRS.items() for role in pair])

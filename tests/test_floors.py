@@ -101,14 +101,11 @@ def loaded_by(line):
     return {*python("-c", f"import sys; {line}; print(*{{name.split('.')[0] for name in sys.modules}})").stdout.split()}
 
 
-def test_import_flashspec_loads_no_heavy_library():
+def test_import_flashspec_loads_no_heavy_library_and_a_decode_not_torchs_compiler():
+    """Whose import takes a second; torch brings it for an embedding without memory, the control."""
     assert not loaded_by("import flashspec") & HEAVY
     assert loaded_by("import flashspec, tokenizers") & HEAVY == {"tokenizers"}
     assert loaded_by("import flashspec as fs; [getattr(fs, name) for name in fs.__all__]")
-
-
-def test_a_decode_starts_without_torchs_compiler():
-    """Its import takes a second; torch brings it for an embedding without memory, the control."""
     checked = "assert 'torch._dynamo' not in sys.modules"
     assert loaded_by(f"import flashspec as fs; fs.generate(fs.load(), 'def', max_new_tokens=1); {checked}")
     assert not loaded_by(f"import torch; torch.nn.Embedding(2, 2, device='meta'); {checked}")

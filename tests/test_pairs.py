@@ -75,14 +75,11 @@ def test_a_name_is_the_file_of_a_folder_of_models_or_of_the_cache(files, cache, 
     refused("has SHA-256 .*, expected .*; it is damaged or another model", folder_of, "tiny", "target")
 
 
-def test_a_package_is_looked_into_and_never_run(files, cache, tmp_path, monkeypatch):
+def test_a_package_is_looked_into_and_never_run_and_a_file_in_the_hubs_cache_is_found(files, cache, tmp_path, monkeypatch):
     with zipfile.ZipFile(files / WHEEL) as wheel:
         wheel.extractall(tmp_path / "site")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     assert folder_of("wheeled", "target") == tmp_path / "site" / "llm_tiny" / "Big.gguf"
-
-
-def test_a_file_in_the_hubs_cache_is_found(files, cache, tmp_path, monkeypatch):
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     place = test_chat.snapshot(tmp_path / "hub", "some/big-GGUF") / "big.gguf"
