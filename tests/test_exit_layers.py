@@ -12,7 +12,7 @@ from toys import random_model, text
 import flashspec as fs
 from flashspec import Models
 from flashspec.models import graphs
-from flashspec.models.engine import KernelEngine, TorchEngine
+from flashspec.models.engine import KernelEngine
 from flashspec.models.exits import ExitAdapter, ExitLayer, exits_file, load_exits, rows_at, save_exits
 from flashspec.models.folder import verify_digests
 from flashspec.models.packed import rounded
@@ -38,16 +38,17 @@ def exits_of(model, layers=(2, 4), seed=5):
     return found
 
 
-@pytest.mark.parametrize("engine", [TorchEngine, KernelEngine, graphs.FixedEngine])
+@pytest.mark.parametrize("way", ["odd", "compiled", "fixed"])
 @pytest.mark.parametrize("method", ["self_speculation", "hispec"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_texts_are_plain_decodings(engine, method, temperature, monkeypatch):
-    target = random_model(1, **(WIDE if engine is KernelEngine else {}))
+def test_texts_are_plain_decodings(way, method, temperature, monkeypatch):
+    target = random_model(1, **(WIDE if way == "compiled" else {}))
     models = Models(target, exits=exits_of(target))
     wanted = text(models, "baseline", temperature)
-    monkeypatch.setenv(graphs.FLAG, "eager" if engine is graphs.FixedEngine else "auto")
+    monkeypatch.setenv(graphs.FLAG, "eager" if way == "fixed" else "auto")
     monkeypatch.setattr(graphs, "KEYS", 16)
-    assert type(engine_for(target, 0, 2, 64)) is engine and text(models, method, temperature) == wanted
+    assert isinstance(engine_for(target, 0, 2, 64), graphs.FixedEngine) == (way == "fixed")
+    assert text(models, method, temperature) == wanted
 
 
 @pytest.mark.parametrize("form", ["float32", "int8"])

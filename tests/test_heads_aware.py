@@ -137,12 +137,12 @@ def test_a_head_in_a_folder_comes_with_its_model_and_leaves_the_cache_alone(fold
     assert {*shelf.listing(out)} - {*before} == {FILE} and shelf.listing(folders["draft"]) == before
     with_head = Models(load(folders["target"], None).target, load(out, None).target, folders={"draft": out})
     assert not with_head.head("draft", "flash").clusters.spherical
-    for source, place, said in (
-        (folders["draft"], folders["draft"], "which this command reads"),
-        (folders["draft"], out, "holds files already"),
-        (out, home / "new", "holds a FlashHead, which"),
+    for words, said in (
+        ([folders["draft"], *line, folders["draft"]], "which this command reads"),
+        ([folders["draft"], *line, out], "holds files already"),
+        ([out, *line[:-1]], "holds a FlashHead, which"),
     ):
-        assert said in cli("heads", "build", source, *line, place, code=2).err
+        assert said in cli("heads", "build", *words, code=2).err
     assert shelf.listing(folders["draft"]) == before
 
 
