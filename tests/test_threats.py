@@ -12,7 +12,6 @@ from nbformat import v4
 from shelf import ROOT, python
 from test_book import extension
 from test_train import RECIPE, SHORT, replace, trained
-from trouble import KERNEL
 
 import flashspec as fs
 from flashspec.study import decide
@@ -127,7 +126,8 @@ def page(folder, extensions):
     from sphinx.application import Sphinx
 
     cells = [v4.new_code_cell("1", execution_count=1, outputs=[v4.new_output("display_data", data)]) for data in OUTPUTS]
-    nbformat.write(v4.new_notebook(cells=[v4.new_markdown_cell(TEXT), *cells], metadata=KERNEL), folder / "index.ipynb")
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    nbformat.write(v4.new_notebook(cells=[v4.new_markdown_cell(TEXT), *cells], metadata=kernel), folder / "index.ipynb")
     config = {"extensions": ["myst_nb", *extensions], "nb_execution_mode": "off", "html_theme": "basic"}
     Sphinx(folder, None, folder / "out", folder / "trees", "html", config, status=None, warning=StringIO()).build()
     text = (folder / "out" / "index.html").read_text(encoding="utf-8")

@@ -1,21 +1,21 @@
 """Toy notebooks: their files, a nap and a failure of each kind, and myst_nb's glue without its second of imports."""
 
+import json
 import os
 import signal
 import time
 
-import nbformat
-from nbformat.v4 import new_code_cell, new_notebook
-
-KERNEL = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
-
 
 def ipynb(path, *sources):
     """A notebook of these code cells, the first of which holds its parameters."""
-    cells = [new_code_cell("".join(source), id=f"c{i}") for i, source in enumerate(sources)]
-    cells[0].metadata.tags = ["parameters"]
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    cells = [
+        {"cell_type": "code", "id": f"c{i}", "metadata": {"tags": [] if i else ["parameters"]}, "execution_count": None,
+         "outputs": [], "source": source}
+        for i, source in enumerate(sources)
+    ]  # fmt: skip
     path.parent.mkdir(exist_ok=True)
-    nbformat.write(new_notebook(cells=cells, metadata=KERNEL), path)
+    path.write_text(json.dumps({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
     return path
 
 
