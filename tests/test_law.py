@@ -135,8 +135,8 @@ def spans(n_d, n_i):
 
 WARPS = [Sampling(0.7, rule="speculative"), Sampling(1.3, 3, rule="speculative"), Sampling(1.0, 0, 0.8, rule="speculative")]
 KEPT = {
-    "two stages": lambda: p_of(two(), 8000, law(0)),
-    "two stages, sparse": lambda: p_of(two(draft=sparse), 8000, law(0)),
+    "two stages": lambda: p_of(two(), 4000, law(0)),
+    "two stages, sparse": lambda: p_of(two(draft=sparse), 4000, law(0)),
     "three stages": lambda: p_of(three(), 2000, law(0), new=4),
     "a head that learns": lambda: p_of(stack([Learning(), TOP]), 400, law(0)),
     **{f"warped {w}": lambda w=w: p_of(two(), 800, law(0, w), sampling=w) for w in WARPS},
