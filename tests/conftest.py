@@ -4,7 +4,6 @@ import importlib.util
 
 import pytest
 import shelf
-import tiny
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -21,7 +20,7 @@ settings.load_profile("fixed")
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     home = tmp_path_factory.mktemp("folders")
-    return {**shelf.write_pair(home), "prompts": tiny.prompts_file(home, each=2)}
+    return {**shelf.write_pair(home), "prompts": shelf.prompts_file(home, each=2)}
 
 
 @pytest.fixture

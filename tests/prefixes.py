@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 
 import torch
-from scipy.stats import chi2
+from scipy.stats import chisquare
 
 from flashspec import DenseHead, FlashHead, Limits, SpeculativeSampling, Stage, decode
 from flashspec.decoding import cascade
@@ -96,17 +96,11 @@ def three_tokens(make, seed, new, sampling=PLAIN):
 
 
 def p_value(found, joint):
-    """Chi-square p-value of counted triples against their law, rare cells merged to an expectation of at least 5."""
-    total = sum(found.values())
-    cells = sorted((total * float(joint[cell]), found[cell]) for cell in itertools.product(range(VOCAB), repeat=3))
-    merged, expected, seen = [], 0.0, 0
-    for e, o in cells:
-        expected, seen = expected + e, seen + o
-        if expected >= 5:
-            merged.append((expected, seen))
-            expected, seen = 0.0, 0
-    merged[-1] = (merged[-1][0] + expected, merged[-1][1] + seen)
-    return float(chi2.sf(sum((o - e) ** 2 / e for e, o in merged), len(merged) - 1))
+    """Chi-square p-value of counted triples against their law; cells of an expectation below 5 are one with another cell."""
+    expected, order = (sum(found.values()) * joint.flatten()).sort(descending=True)
+    seen = torch.tensor([found[cell] for cell in itertools.product(range(VOCAB), repeat=3)])[order].double()
+    alone = int((expected >= 5).sum()) - 1
+    return float(chisquare(*(torch.cat((each[:alone], each[alone:].sum()[None])) for each in (seen, expected))).pvalue)
 
 
 def p_of(make, seeds, joint, new=3, sampling=PLAIN):

@@ -1,13 +1,10 @@
 """Models of other architectures decode through transformers' own code: same text, rewound caches, nothing foreign run."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from shelf import refused
+from shelf import python, refused
 from test_checkpoint import WEIGHTS, config, tensors, without
 from test_checkpoint import text as spoiled_text
 from test_transformer import BASE, randomised
@@ -135,10 +132,8 @@ def test_two_processes_that_share_a_target_print_the_text_of_one(tmp_path):
     theirs = write(tmp_path / "target", "llama", LLAMA_LIKE)
     write(tmp_path / "draft", "llama", LLAMA_LIKE | {"num_hidden_layers": 1})
     (tmp_path / "decode.py").write_text(SHARED)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "decode.py")]
-    folders = [str(tmp_path / "target"), str(tmp_path / "draft")]
-    alone = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launch, *folders], capture_output=True, text=True, timeout=600, env=alone)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", tmp_path / "decode.py"]
+    done = python(*launch, tmp_path / "target", tmp_path / "draft", OMP_NUM_THREADS="1")
     lines = [line.split() for line in done.stdout.splitlines() if line.startswith("tokens")]
     assert len(lines) == 4, done.stderr[-2000:]
     for _, _, width, *tokens in lines:

@@ -108,15 +108,14 @@ YAMLS = [
 GRIDS = st.fixed_dictionaries({}, optional={"product": MAPS, "zip": MAPS, "sample": st.integers(-1, 9)})
 
 
-def points(given):
-    for point in sweep.Grid(**given).points()[:3]:
+def points(grid):
+    for point in grid.points()[:3]:
         parse(Params, point)
 
 
 def a_grid(home, data):
     (home / "spoiled.yaml").write_bytes(data)
-    for point in sweep.read_grid(home / "spoiled.yaml").points()[:3]:
-        parse(Params, point)
+    points(sweep.read_grid(home / "spoiled.yaml"))
 
 
 def a_table(home, data):
@@ -140,7 +139,7 @@ def loading(file, load):
 KINDS = {  # what is drawn, what is called with it, and which share of all cases it takes
     "line": (lambda home: lines().map(lambda line: (home, line)), lambda given: say(*given), 0.3),
     "words of a grid": (lambda home: WORDS, lambda word: sweep.spoken(word), 0.02),
-    "grid": (lambda home: GRIDS, points, 0.13),
+    "grid": (lambda home: GRIDS, lambda given: points(sweep.Grid(**given)), 0.13),
     "grid by text": (lambda home: st.tuples(st.just(home), st.sampled_from(YAMLS).map(str.encode)),
                      lambda given: a_grid(*given), 0.002),
     "grid by file": (*stored("grid.yaml", a_grid), 0.08),

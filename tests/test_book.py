@@ -5,8 +5,6 @@ import importlib.util
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -14,7 +12,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
-from shelf import refused
+from shelf import ROOT, python, refused
 from trouble import ipynb
 
 from flashspec.cli.study import SESSION, session
@@ -22,7 +20,6 @@ from flashspec.study import Refused, answers, experiment
 from flashspec.study import notebooks as books
 from flashspec.study.parameters import hints
 
-ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[!.]*.ipynb"))
 
 
@@ -79,8 +76,12 @@ def amiss(notebook, text):
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_exercises_change_parameters_of_their_chapter(notebook):
+def test_a_committed_notebook_has_no_outputs_and_no_verbs_and_exercises_that_change_its_parameters(notebook):
     cells = json.loads(notebook.read_text())["cells"]
+    for found in cells:
+        assert not found.get("outputs") and not found.get("execution_count")
+        lines = "".join(found["source"]).splitlines() if found["cell_type"] == "code" else []
+        assert not {"def", "class", "for", "while", "async"} & {line.split()[0] for line in lines if line.split()}
     text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     assert [*amiss(notebook, text.partition("## Try it")[2].partition("\n## ")[0])] == []
     assert [*amiss(notebook, "`nobody = 1`, `fresh = 7`")] == ["nobody", "fresh"]  # the control
@@ -123,15 +124,19 @@ def test_a_parameters_cell_holds_parameters_with_type_and_default(tmp_path, line
     refused(word, books.parameters, notebook(tmp_path, parameters=[line]))
 
 
-def test_strings_arrive_as_values_and_the_bytes_repeat(tmp_path):
-    source = notebook(tmp_path / "in", "print((k, rate, exact, tuple(blocks)))")
+def test_strings_arrive_as_values_the_bytes_repeat_and_fresh_reaches_the_notebooks_that_know_it(tmp_path, cli):
+    source = notebook(tmp_path / "in", "print((k, rate, exact, tuple(blocks), fresh))")
     values = {"k": "7", "rate": "1", "exact": "false", "blocks": "3"}
     one = books.execute(source, tmp_path / "out" / "toy.ipynb", values)
     first = one.read_bytes()
-    assert printed(one) == "(7, 1.0, False, (3,))\n"
+    assert printed(one) == "(7, 1.0, False, (3,), False)\n"
     assert books.execute(source, one, values).read_bytes() == first
     assert b"papermill" not in first and b"iopub" not in first
     assert [path.name for path in one.parent.iterdir()] == ["toy.ipynb"]
+    notebook(tmp_path / "in", "print(k)", name="stale.ipynb", parameters=PARAMETERS[:1])
+    cli("notebooks", source.parent, tmp_path / "all", "-p", "blocks", "3", "--fresh")
+    assert printed(tmp_path / "all" / "toy.ipynb") == "(4, 0.5, True, (3,), True)\n"
+    assert printed(tmp_path / "all" / "stale.ipynb") == "4\n"
 
 
 def test_a_failed_cell_leaves_no_output_and_the_exit_status_says_so(tmp_path, cli):
@@ -143,13 +148,6 @@ def test_a_failed_cell_leaves_no_output_and_the_exit_status_says_so(tmp_path, cl
     said = cli("notebooks", tmp_path / "in", out, code=1).err.splitlines()[-1]
     assert "b_bad.ipynb failed" in said and "the cache is cold" in said and "Traceback" not in said
     assert (out / "a_good.ipynb").exists() and not (out / "b_bad.ipynb").exists()
-
-
-def test_one_value_is_a_list_of_one_and_fresh_reaches_the_notebooks_that_know_it(tmp_path, cli):
-    source = notebook(tmp_path / "in", "print(tuple(blocks), fresh)")
-    notebook(tmp_path / "in", "print(k)", name="stale.ipynb", parameters=PARAMETERS[:1])
-    cli("notebooks", source.parent, tmp_path / "out", "-p", "blocks", "3", "--fresh")
-    assert printed(tmp_path / "out" / "toy.ipynb") == "(3,) True\n" and printed(tmp_path / "out" / "stale.ipynb") == "4\n"
 
 
 def test_a_notebook_runs_again_only_where_what_it_is_made_of_changed(tmp_path, monkeypatch):
@@ -165,14 +163,6 @@ def test_a_notebook_runs_again_only_where_what_it_is_made_of_changed(tmp_path, m
         change.write_text(source.read_text().replace("rate", "pace") if change == source else "{}")
         books.execute_all([source], out)
     assert len(runs) == 7
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_committed_notebooks_have_no_outputs_and_no_verbs(path):
-    for found in json.loads(path.read_text())["cells"]:
-        assert not found.get("outputs") and not found.get("execution_count")
-        lines = "".join(found["source"]).splitlines() if found["cell_type"] == "code" else []
-        assert not {"def", "class", "for", "while", "async"} & {line.split()[0] for line in lines if line.split()}
 
 
 def injected(path, values, *more):
@@ -206,8 +196,5 @@ def test_what_papermill_passes_on_takes_its_declared_type(tmp_path, capsys):
     for lines, found in (((line,), (False, [3], 1.0)), (("1 + 1",), ("false", 3, 1))):
         error, names = injected(notebook(tmp_path), values, *lines)
         assert error is None and (names["fresh"], names["blocks"], names["rate"]) == found
-    said = subprocess.run(
-        [sys.executable, "-m", "papermill", str(notebook(tmp_path, line)), str(tmp_path / "out.ipynb"), "-p", "kk", "3"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    said = python("-m", "papermill", notebook(tmp_path, line), tmp_path / "out.ipynb", "-p", "kk", "3")
     assert said.returncode == 1 and "unknown parameter 'kk', did you mean 'k'; known parameters: k, rate" in said.stderr

@@ -5,7 +5,7 @@ import pandas
 import pytest
 from tables import HEAD, MACHINE, TOKEN, factorial, line, pieces, race, recall_rows, results, runs, steps
 
-from flashspec.study import answers, chain, compare, figures, recall, stages
+from flashspec.study import answers, chain, figures, recall, stages
 from flashspec.study.frames import pivoted
 from flashspec.study.quote import NOT_HERE, digits, shown, value, verdict
 from flashspec.theory import BURSTS, WAITS, Level, amdahl, nested, scheduled
@@ -153,13 +153,6 @@ def test_every_change_gives_what_was_planted_and_gains_multiply():
     assert both["ratio"] == pytest.approx(1.32) == both["product"]
     assert "head" not in set(stages.factors(FACTORIAL[FACTORIAL["head"] != "dense"])["change"])
 
-
-def test_any_slice_of_a_table_is_read_and_what_is_not_in_it_is_said(monkeypatch):
-    monkeypatch.setattr(compare, "DRAWS", 20)
-    few = FACTORIAL[FACTORIAL["prompt"] < 2]
-    slices = [few[few[column] == value] for column in ("method", "head", "finalize", "temperature") for value in set(few[column])]
-    for reading in (stages.stages, stages.factors):
-        assert all(set(reading(part).columns) == set(reading(few).columns) for part in slices)
     table = stages.factors(FACTORIAL)
     assert NOT_HERE in shown(table[table["method"] == "magic"], {"method": "who"}).data
     page = shown(table, {"method": "who", "product": "product"}).data

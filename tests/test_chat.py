@@ -2,15 +2,14 @@
 
 import json
 import shutil
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import shelf
-from shelf import refused
+from shelf import python, refused
 
-from flashspec.cli.main import status
 from flashspec.decoding.models import check_tokenizers, folder_of, load
 from flashspec.models.chat import chat_of, chat_prompt, generation_defaults
 from flashspec.models.folder import PAIRS, located
@@ -33,6 +32,8 @@ def folders(tmp_path_factory):
 
 
 def test_a_chat_template_frames_the_message_or_refuses_it_in_one_sentence(folders, tmp_path):
+    call = "import sys; from flashspec.models import chat, folder; chat.chat_prompt(folder.located(sys.argv[1]), 'x')"
+    assert python("-c", f"{call}; sys.exit('transformers' in sys.modules)", folders["target"]).returncode == 0
     assert chat_prompt(folders["target"], "hello") == "<user>hello<answer>"
     assert chat_prompt(folders["target"], "hello", "be brief") == "<system>be brief<user>hello<answer>"
     refused("has no chat template", chat_prompt, folders["draft"], "hello")
@@ -80,12 +81,6 @@ def test_a_template_writes_what_transformers_writes(tmp_path, name, message, sys
     assert chat_prompt(tmp_path, message, system) == "no" != wanted  # the control
     (tmp_path / "chat_template.jinja").write_text(SPOKEN[name])
     assert chat_prompt(tmp_path, message, system) == wanted
-
-
-def test_a_template_needs_no_transformers(folders):
-    call = "import sys; from flashspec.models import chat, folder; chat.chat_prompt(folder.located(sys.argv[1]), 'x')"
-    done = [sys.executable, "-c", f"{call}; sys.exit('transformers' in sys.modules)", str(folders["target"])]
-    assert subprocess.run(done, check=False).returncode == 0
 
 
 @pytest.mark.parametrize(("name", "role"), [(name, role) for name, pair in PAIRS.items() for role in pair])
@@ -136,24 +131,16 @@ def test_a_gguf_file_may_say_how_it_samples(tmp_path):
         assert generation_defaults(tmp_path / f"{name}.gguf") == (wanted, {"repetition_penalty": 1.25} if wanted else {})
 
 
-def test_the_command_line_uses_both_and_flags_win(folders, capsys, monkeypatch):
-    pair = ["--target", str(folders["target"]), "--draft", str(folders["draft"]), "--max-new-tokens", "12"]
-
-    def said(*arguments):
-        assert status(["generate", *arguments, *pair, "--method", "dense"]) == 0
-        return capsys.readouterr().out
-
-    plain = said("hello")
-    assert said("hello", "--chat") == said("<user>hello<answer>") != plain
-    sampled = said("hello", "--defaults")
-    assert sampled == said("hello", "--temperature", "0.6", "--top-k", "20", "--top-p", "0.95") != plain
-    assert said("hello", "--defaults", "--temperature", "0") == plain
-    assert status(["generate", "hello", "--defaults", *pair, "--method", "baseline"]) == 0
-    assert "not applied: repetition_penalty 1.1" in capsys.readouterr().err
-    for wrong in (["--ids", "1,2", "--chat"], ["x", "--system", "be brief"]):
-        assert status(["generate", *wrong]) == 2 and "--system with --chat" in capsys.readouterr().err
+def test_the_command_line_uses_both_and_flags_win(folders, cli, monkeypatch):
+    pair = ["--target", folders["target"], "--draft", folders["draft"], "--max-new-tokens", "12"]
+    said = partial(cli, "generate", *pair, "--method", "dense")
+    plain, sampled = said("hello"), said("hello", "--defaults")
+    assert said("hello", "--chat").out == said("<user>hello<answer>").out != plain.out
+    assert sampled.out == said("hello", "--temperature", "0.6", "--top-k", "20", "--top-p", "0.95").out != plain.out
+    assert said("hello", "--defaults", "--temperature", "0").out == plain.out
+    assert "not applied: repetition_penalty 1.1" in sampled.err
     monkeypatch.setenv("RANK", "1")  # only the first of several processes prints
-    assert (said("hello"), capsys.readouterr().err) == ("", "")
+    assert said("hello") == ("", "")
 
 
 def snapshot(home, name):

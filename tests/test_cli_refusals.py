@@ -10,7 +10,6 @@ from contextlib import contextmanager
 
 import pytest
 import shelf
-import tiny
 from trouble import ipynb
 
 from flashspec.cli import study as cli_study
@@ -40,7 +39,8 @@ CASES = {  # a command's beginning, and ends that make it wrong => words of the 
     "":
         "frob => No such command | generate => give a prompt | doctor now | list all | run race --kk 3 => No such option | "
         "run race --preset grand => it has: | train exits => Missing option '--target' | train --rank 4 => No such option | "
-        "generate --ids 1,x => 'ids' expects | draft family wide-9 => the family has no 'wide-9'",
+        "generate --ids 1,x => 'ids' expects | draft family wide-9 => the family has no 'wide-9' | fetch nobody => smollm2 | "
+        "generate --ids 1,2 --chat => --system with --chat | generate x --system brief => --system with --chat",
     "generate x --target {target} --draft {draft}":
         f"--max-new-tokens 1.5 | --k 0 | --k {HUGE} | --temperature nan | --seed 1e400 | --exits 99 --method self_speculation | "
         "--device moon | --system hello | --ids 1 => give a prompt | --tmperature 1 => --temperature | "
@@ -82,7 +82,12 @@ CASES = {  # a command's beginning, and ends that make it wrong => words of the 
     "trace replay --draft {draft}": " | ".join(f"{{home}}/traces/{name}.json" for name in TRACES),
     "trace replay": "{home}/nowhere.json | {home} | {home}/traces/list.json --k 0 | {home}/traces/list.json --k , | "
         "{home}/nowhere.json --ks 1 => No such option",
-    "plan": "heads --k 0 | --prompts {home}/nowhere.json",
+    "plan": "heads --k 0 | --prompts {home}/nowhere.json | --k 2 => --k goes with `plan heads` | "
+        "--times step=60,draft=6.69,check=60 => --acceptance | --target qwen3-32b --draft qwen3-0.6b => --acceptance | "
+        "--target qwen3-32b --draft reference --acceptance 0.8 => two shapes | "
+        "heads --target opt-66b --draft opt-125m --acceptance 0.5 => nothing about heads | "
+        "--head dense,flash --target opt-66b --draft opt-125m --acceptance 0.5 => nothing about heads | "
+        "--target qwen3-32b --acceptance 0.8 => no draft belongs to 'qwen3-32b' by name: give --draft",
     "run --results {home}/new":
         "nothing => unknown experiment 'nothing' | race --preset smoke --target , | "
         "recall --preset smoke --head , --cluster-size , --fresh",
@@ -109,7 +114,7 @@ LINES = [f"{start} {end}".strip() for start, ends in CASES.items() for end in ma
 def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     pair = shelf.write_pair(home)
-    tiny.prompts_file(home)
+    shelf.prompts_file(home)
     (home / "text.txt").write_text("def design(out, work):\n    return out\n" * 400)
     (home / "short.txt").write_text("x")
     (home / "bytes.txt").write_bytes(b"caf\xe9 " * 3000)
@@ -180,21 +185,6 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(home, capsy
     with full_disk(200 if line.startswith("run") else 2000):
         said = refused(home, capsys, lambda: status(words(home, line)))
     assert "File too large" in said
-
-
-def test_a_stopped_design_continues_and_its_output_is_whole_or_absent(home, tmp_path, capsys):
-    small = "--layers 1 --ffn 32 --steps 2 --decay 1 --length 16 --written 3 --prompt 4 --sequences 2"
-    line = [*words(home, f"{DESIGN} {small}"), "--out", str(tmp_path / "out")]
-    before = shelf.listing(home)
-    with full_disk(20_000):
-        assert status(line) == 2
-    assert not (tmp_path / "out").exists() and (tmp_path / "out.work" / "design.json").is_file()
-    assert "defect" not in capsys.readouterr().err
-    assert status(line) == 0 and (tmp_path / "out" / "digests.json").is_file()
-    assert shelf.listing(home) == before and not list(tmp_path.rglob(".*"))
-    made = shelf.listing(tmp_path / "out")
-    assert status(line) == 0 and shelf.listing(tmp_path / "out") == made
-    assert status([*line, "--k", "7"]) == 2 and shelf.listing(tmp_path / "out") == made
 
 
 @pytest.fixture

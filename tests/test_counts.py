@@ -21,8 +21,6 @@ STACKS = {
     "hispec": METHODS["hispec"],
     "two models, three stages": Method(draft="model", exits=(3,), k=2, interval=5),
 }
-both = pytest.mark.parametrize("finalize", ["eager", "deferred"])
-stacks = pytest.mark.parametrize("name", STACKS)
 
 
 def prepare(method, temperature=0.7, new=21, **options):
@@ -41,8 +39,8 @@ def forwards(reader):
     return calls
 
 
-@both
-@stacks
+@pytest.mark.parametrize("finalize", ["eager", "deferred"])
+@pytest.mark.parametrize("name", STACKS)
 def test_target_forwards_a_round_are_two_eagerly_and_one_deferred(name, finalize):
     ready = prepare(STACKS[name], finalize=finalize)
     calls = [forwards(stage.reader) for stage in ready.stages]

@@ -10,18 +10,16 @@ import pytest
 import shelf
 import torch
 from shelf import refused
+from test_cli_refusals import full_disk
 from test_train import same
 from toys import PROMPT, random_model, run, text
 
-import flashspec as fs
 from flashspec import Models, Transformer, load
-from flashspec.cli.main import status
 from flashspec.decoding.generate import agreement
 from flashspec.models import family
 from flashspec.models.config import ModelConfig
-from flashspec.models.exits import EXITS_FILE, ExitAdapter, rows_at
+from flashspec.models.exits import ExitAdapter, rows_at
 from flashspec.models.family import Design
-from flashspec.models.folder import verify_digests
 from flashspec.models.synthetic import synthetic
 from flashspec.train.design import Importance, choose, design_draft, importance, learn_text, prune
 from flashspec.train.lessons import LessonRecipe, Lessons, heard, learned
@@ -157,13 +155,17 @@ def test_designs_that_do_not_fit_are_refused(target, tmp_path, form, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_writes_a_folder_that_is_ready_to_serve(folders, tmp_path):
+def test_the_command_goes_on_after_a_full_disk_and_writes_a_folder_that_is_ready_to_serve(folders, tmp_path, cli):
     transformers = pytest.importorskip("transformers")
     text, out = tmp_path / "text.txt", tmp_path / "mine"
     text.write_text("def design(out, work):\n    return out\n" * 200)
-    few = "--layers 1 --ffn 32 --steps 2 --decay 1 --length 16 --written 3 --prompt 4 --sequences 2 --k 5"
-    line = ["draft", "design", "--target", str(folders["target"]), "--out", str(out), "--text", str(text), *few.split()]
-    assert status(line) == 0 and status(line) == 0
+    few = "--layers 1 --ffn 32 --steps 2 --decay 1 --length 16 --written 3 --prompt 4 --sequences 2"
+    line = ["draft", "design", "--target", folders["target"], "--out", out, "--text", text, *few.split(), "--k"]
+    with full_disk(20_000):
+        assert "defect" not in cli(*line, "5", code=2).err
+    assert not out.exists() and (tmp_path / "mine.work" / "design.json").is_file()
+    made = [cli(*line, "5") and shelf.listing(out) for _ in range(2)]
+    assert made[0] == made[1] and cli(*line, "7", code=2) and shelf.listing(out) == made[0] and not list(tmp_path.rglob(".*"))
     wanted = {"method": "draft_model", "model": str(out), "num_speculative_tokens": 5}
     assert json.loads((out / "speculative.json").read_text()) == wanted
     models = load(folders["target"], out)
@@ -209,17 +211,3 @@ def test_adapters_raise_acceptance_and_change_no_text(trained, method):
     if method == "self_speculation":
         (kept, of), (more, all_) = (agreement(out.events, 1) for out in outs)
         assert more / all_ > kept / of
-
-
-def test_the_command_trains_and_load_finds_them(folders, tmp_path, capsys):
-    folder, out = folders["target"], tmp_path / "out" / "mine"
-    before = shelf.listing(folder)
-    line = ["train", "exits", "--target", str(folder), "--exits", "1,3", "--rank", "8", "--steps", "3", "--text", __file__]
-    assert status([*line, "--out", str(out)]) == 0
-    said = capsys.readouterr().out
-    assert "exit 1: acceptance" in said and str(out) in said
-    assert shelf.listing(folder) == before and {path.name for path in out.iterdir()} == {*before, EXITS_FILE}
-    verify_digests(out)
-    models = fs.load(str(out), None, dtype="float32")
-    assert set(models.exits) == {1, 3}
-    assert text(models, fs.Method(exits=(1, 3), k=2), 0.7) == text(models, "baseline", 0.7)

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import shelf
 import tables as made
-import tiny
 import torch
 from shelf import refused
 
@@ -24,11 +23,11 @@ from flashspec.train.corpus import write_tokenizer
 def home(tmp_path_factory):
     root = tmp_path_factory.mktemp("home")
     shelf.write_pair(root)
-    tiny.model(1).save(root / "flat", "float32")
+    shelf.model(1).save(root / "flat", "float32")
     (root / "flat" / "design.json").write_text(json.dumps({"design": {"steps": 7}, "target": {}}))
     write_tokenizer(root / "flat", root / "tokenizer.json")
     write_digests(root / "flat")
-    tiny.prompts_file(root, each=3)
+    shelf.prompts_file(root, each=3)
     return root
 
 

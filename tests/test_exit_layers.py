@@ -4,18 +4,17 @@ from dataclasses import replace
 
 import pytest
 import shelf
-import test_export
+import test_gguf
 import torch
-from tiny import model as tiny_model
 from torch.nn import functional as F
 from toys import random_model, text
 
 import flashspec as fs
 from flashspec import Models
-from flashspec.cli.main import status
 from flashspec.models import engine as graphs
 from flashspec.models.engine import KernelEngine
-from flashspec.models.exits import ExitLayer, exits_file, load_exits, rows_at, save_exits
+from flashspec.models.exits import ExitAdapter, ExitLayer, exits_file, load_exits, rows_at, save_exits
+from flashspec.models.folder import verify_digests
 from flashspec.models.packed import rounded
 from flashspec.models.reader import SpanReader, engine_for
 from flashspec.train import lessons
@@ -39,23 +38,17 @@ def exits_of(model, layers=(2, 4), seed=5):
     return found
 
 
-@pytest.mark.parametrize("width", [{}, WIDE], ids=["odd", "compiled"])
+@pytest.mark.parametrize("way", ["odd", "compiled", "fixed"])
 @pytest.mark.parametrize("method", ["self_speculation", "hispec"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_texts_are_plain_decodings(width, method, temperature):
-    target = random_model(1, **width)
+def test_texts_are_plain_decodings(way, method, temperature, monkeypatch):
+    target = random_model(1, **(WIDE if way == "compiled" else {}))
     models = Models(target, exits=exits_of(target))
-    assert text(models, method, temperature) == text(models, "baseline", temperature)
-
-
-@pytest.mark.parametrize("method", ["self_speculation", "hispec"])
-def test_texts_are_plain_decodings_on_fixed_shapes(monkeypatch, method):
-    target = random_model(1)
-    models = Models(target, exits=exits_of(target))
-    wanted = text(models, "baseline")
-    monkeypatch.setenv(graphs.FLAG, "eager")
+    wanted = text(models, "baseline", temperature)
+    monkeypatch.setenv(graphs.FLAG, "eager" if way == "fixed" else "auto")
     monkeypatch.setattr(graphs, "KEYS", 16)
-    assert type(engine_for(target, 0, 2, 64)) is graphs.FixedEngine and text(models, method) == wanted
+    assert isinstance(engine_for(target, 0, 2, 64), graphs.FixedEngine) == (way == "fixed")
+    assert text(models, method, temperature) == wanted
 
 
 @pytest.mark.parametrize("form", ["float32", "int8"])
@@ -86,8 +79,7 @@ def test_files_come_back_and_refuse_others(tmp_path):
     assert list(read) == [2, 4] and all(isinstance(each, ExitLayer) for each in read.values())
     for name, weight in exits[2].state_dict().items():
         assert torch.allclose(read[2].state_dict()[name].float(), weight.float(), atol=0.01)
-    with pytest.raises(ValueError, match="an exit of another model"):
-        load_exits(tmp_path / "exits.safetensors", random_model(1, **{**WIDE, "ffn": 56}))
+    shelf.refused("an exit of another model", load_exits, tmp_path / "exits.safetensors", random_model(1, **{**WIDE, "ffn": 56}))
     assert exits_file(tmp_path / "a.gguf").name == "a.exits.safetensors"
 
 
@@ -115,7 +107,7 @@ def test_the_sampled_loss_is_the_whole_one_where_all_are_drawn_and_near_it_other
 
 @pytest.fixture
 def taught(tmp_path):
-    model = tiny_model(6)
+    model = shelf.model(6)
     recipe = LessonRecipe((2,), texts=192, length=24, steps=6)
     return model, recipe, written(model, TURNS, tmp_path / "lessons", recipe)
 
@@ -143,8 +135,7 @@ def test_lessons_are_made_once_and_damage_is_told(taught, tmp_path):
     same, other = (conversations(model, TURNS, replace(recipe, seed=seed), 0) for seed in (0, 1))
     assert torch.equal(same["ids"][:8], read(files[0])["ids"]) and not torch.equal(same["ids"], other["ids"])
     files[0].write_bytes(files[0].read_bytes()[:-50])
-    with pytest.raises(ValueError, match="remove it"):
-        read(files[0])
+    shelf.refused("remove it", read, files[0])
 
 
 def test_lessons_are_what_the_model_says_of_whole_texts(taught):
@@ -158,19 +149,22 @@ def test_lessons_are_what_the_model_says_of_whole_texts(taught):
     assert not torch.allclose(early[0], made["rows.2"].float(), atol=5e-3)  # the control
 
 
-@pytest.mark.parametrize("form", ["hf", "gguf"])
-def test_the_command_gives_a_model_exits_that_it_drafts_with(tmp_path, capsys, form):
-    test_export.checkpoint(tmp_path / "m", context=64, layers=4)
+@pytest.mark.parametrize(("form", "how"), [
+    ("hf", ["--kind", "layer", "--lessons", "96"]), ("gguf", ["--kind", "layer", "--lessons", "96"]),
+    ("hf", ["--rank", "8", "--text", __file__]),
+], ids=["hf", "gguf", "rank"])  # fmt: skip
+def test_the_command_gives_a_model_exits_that_it_drafts_with(tmp_path, cli, form, how):
+    test_gguf.checkpoint(tmp_path / "m", context=64, layers=4)
     source = tmp_path / "m"
     if form == "gguf":
-        source = test_export.exported(source, tmp_path / "m.gguf", "gguf")
+        source = test_gguf.exported(source, tmp_path / "m.gguf", "gguf")
     before = shelf.listing(source)
-    words = ["train", "exits", "--kind", "layer", "--target", str(source), "--out", str(tmp_path / "out"), "--exits", "1,2"]
-    assert status([*words, "--lessons", "96", "--steps", "3"]) == 0
-    assert "exit 2: acceptance" in capsys.readouterr().out and shelf.listing(source) == before
+    words = ["train", "exits", *how, "--target", source, "--steps", "3", "--out", tmp_path / "out"]
+    assert "exit 2: acceptance" in cli(*words, "--exits", "1,2").out and shelf.listing(source) == before
     made = tmp_path / "out" / "m.gguf" if form == "gguf" else tmp_path / "out"
+    verify_digests(tmp_path / "out")
     models = fs.load(made, None)
-    assert list(models.exits) == [1, 2] and isinstance(models.exits[1], ExitLayer)
+    assert list(models.exits) == [1, 2] and isinstance(models.exits[1], ExitLayer if "layer" in how else ExitAdapter)
     texts = [fs.generate(models, "def f", method, max_new_tokens=12).tokens for method in ("baseline", "self_speculation")]
     assert texts[0] == texts[1]
-    assert status([*words[:-4], "--out", str(tmp_path / "again"), "--exits", "1,9"]) == 2
+    assert cli(*words[:-1], tmp_path / "again", "--exits", "1,9", code=2)

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from shelf import python
 from test_cli_refusals import full_disk
 from test_study import Counted, Params, child
 
@@ -25,8 +26,6 @@ from flashspec.refusals import in_words
 from flashspec.study import Refused, run, tables
 
 MANY = Params(tuple(range(1, 41)))
-
-
 WHOLE = [(block, 0.1 * block) for block in MANY.blocks]
 
 
@@ -101,8 +100,7 @@ def test_a_clock_that_jumps_by_years_changes_no_row_and_no_duration(tmp_path, mo
     (tmp_path / "clock.c").write_text(CLOCK)
     subprocess.run([cc, "-shared", "-fPIC", "-o", str(tmp_path / "clock.so"), str(tmp_path / "clock.c")], check=True)
     monkeypatch.setenv("LD_PRELOAD", str(tmp_path / "clock.so"))
-    asked = [sys.executable, "-c", "import time; print(abs(time.time() - time.time()) > 1e8)"]
-    assert subprocess.run(asked, capture_output=True, text=True).stdout == "True\n"  # the control: it does jump
+    assert python("-c", "import time; print(abs(time.time() - time.time()) > 1e8)").stdout == "True\n"  # the control: it jumps
     assert child(tmp_path, "measuring").wait() == -9
     for point in tmp_path.glob("*/*.part/*"):
         os.utime(point, (2**33, 2**33))
@@ -140,8 +138,7 @@ def kill_runners(root):
 
 
 def test_runners_on_one_store_that_are_killed_at_random_leave_whole_tables_and_lose_none(tmp_path):
-    done = subprocess.run([sys.executable, "-W", "ignore", __file__, tmp_path], capture_output=True, text=True, timeout=600)
-    killed, last = json.loads(done.stdout)
+    killed, last = json.loads(python("-W", "ignore", __file__, tmp_path).stdout)
     assert killed > 20 and last == [0, 0, 0]
     for number in range(3, 9):
         found = Counted().experiment.stored(Params((1, 2, number)), tmp_path)

@@ -5,7 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
-import test_heads_public
+import test_heads_storage
 import torch
 from fuzz import outcome, spoiled
 from hypothesis import given, settings
@@ -45,7 +45,7 @@ def home(tmp_path_factory):
     ShortlistHead.build(weight, torch.arange(20)).save(place / "model" / "fr_spec_head.safetensors")
     randomised(CONFIG).save(place / "whole", dtype="float32")
     write_awq(replace(SMALL, layers=1, vocab_size=32), place / "awq")
-    test_heads_public.fabricate(place / "public")
+    test_heads_storage.fabricate(place / "public")
     return place
 
 
@@ -105,7 +105,7 @@ CASES = {  # a file, what reads it, and how often it is spoiled
     "exits": (f"model/{EXITS_FILE}", _exits, 250),
     "FlashHead": (f"model/{FILE}", _head(FlashHead, FILE), 200),
     "shortlist": ("model/fr_spec_head.safetensors", _head(ShortlistHead, "fr_spec_head.safetensors"), 250),
-    "public FlashHead": ("public/config.json", test_heads_public.read, 100),
+    "public FlashHead": ("public/config.json", test_heads_storage.read, 100),
 }
 assert sum(cases for *_, cases in CASES.values()) >= 5000
 

@@ -4,12 +4,11 @@ import weakref
 from dataclasses import replace
 
 import pytest
-import tiny
+import shelf
 import torch
 from shelf import refusing
 
 from flashspec import METHODS, Models, Output, Sampling
-from flashspec.cli.main import status
 from flashspec.models.synthetic import shape
 from flashspec.study import live, parts, real_shapes, tables
 from flashspec.study.real_shapes import EXPERIMENT, PARTS, Params, Row
@@ -18,16 +17,10 @@ SMOKE = EXPERIMENT.presets["smoke"]
 HEADS = {("dense", 0), ("flash", 8)}
 
 
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory):
-    root = tmp_path_factory.mktemp("tables")
-    assert status(["run", "real_shapes", "--preset", "smoke", "--results", str(root)]) == 0
-    return EXPERIMENT.stored(SMOKE, root)
-
-
-def test_the_parts_hold_what_a_round_is_made_of(measured):
+def test_the_parts_hold_what_a_round_is_made_of(tmp_path, cli):
     # both final tokens, with and without graphs, every length of a check, and the roofline of each
-    costs = measured.frame
+    assert cli("run", "real_shapes", "--preset", "smoke", "--results", tmp_path)
+    costs = EXPERIMENT.stored(SMOKE, tmp_path).frame
     assert (costs["seconds"] > 0).all() and (costs["bandwidth"] > 0).all()
     assert (costs.loc[costs["piece"] != "text", "bytes"] > 0).all()
     drafts, ends, checks = (costs[costs["piece"] == piece] for piece in ("burst", "text", "check"))
@@ -59,10 +52,9 @@ def test_what_a_part_made_is_gone_before_the_next_starts(tmp_path, monkeypatch):
     assert list(found.frame["group"]) == list(PARTS) and len(made) == len(PARTS)
 
 
-def test_without_a_device_it_says_so(tmp_path, capsys, monkeypatch):
+def test_without_a_device_it_says_so(tmp_path, cli, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert status(["run", "real_shapes", "--results", str(tmp_path)]) == 2
-    assert "no CUDA device" in capsys.readouterr().err and not list(tmp_path.rglob("*.*"))
+    assert "no CUDA device" in cli("run", "real_shapes", "--results", tmp_path, code=2).err and not list(tmp_path.rglob("*.*"))
 
 
 test_nonsense_is_refused = refusing([
@@ -97,20 +89,13 @@ def test_memory_is_counted_by_hand():
 PROMPT = [3, 1, 4, 1, 5]
 
 
-@pytest.fixture(scope="module")
-def outputs():
-    return live.decode_all(tiny.pair(torch.float64), PROMPT, Sampling(temperature=1.0), 24)
-
-
-def test_every_method_is_decoded_and_prints_one_text(outputs):
+def test_every_method_is_decoded_prints_one_text_and_is_left_out_where_a_target_lacks_its_exits():
+    outputs = live.decode_all(shelf.pair(torch.float64), PROMPT, Sampling(temperature=1.0), 24)
     assert set(METHODS) <= set(outputs)
     assert live.table(outputs)["same text"].all()
     other = Output("", [*outputs["flash"].tokens[:-1], -1], outputs["flash"].events, outputs["flash"].stats)
     assert not live.table({**outputs, "flash": other}).loc["flash", "same text"]
     assert outputs["dense, eager"].stats.forwards > outputs["dense"].stats.forwards
-
-
-def test_methods_whose_exits_a_target_has_not_are_left_out(outputs):
-    short = live.decode_all(Models(tiny.model(3), tiny.model(2)), PROMPT, Sampling(), 6)
+    short = live.decode_all(Models(shelf.model(3), shelf.model(2)), PROMPT, Sampling(), 6)
     assert "hispec" in outputs and "hispec" not in short and {"baseline", "dense", "flash", "self_speculation"} <= set(short)
     assert live.table(short).loc["baseline", "forwards"] == 6

@@ -135,7 +135,6 @@ test_what_cannot_be_is_refused = refusing([
     (lambda: flash(always=(4, 4)), "lists an id twice"),
     (lambda: flash(stage1="int3"), "stage1 must be one of"),
     (lambda: flash(probe=3), "'probe' is no option of a FlashHead"),
-    (lambda: flash().with_plan(always=(VOCAB,)), "ids run from 0"),
     (lambda: flash()(hidden()[:, 1:]), "reads rows of shape"),
     (lambda: dense()(hidden()[0]), "reads rows of shape"),
     (lambda: FlashHead.build(weight().index_fill(0, torch.tensor([3]), torch.nan)), "NaN or infinite"),

@@ -1,19 +1,19 @@
-"""Clusters for queries: equal ones, better than by direction for rows like these, and a command that builds and keeps them."""
+"""Clusters are equal and of one seed; those for queries find more for rows like these, and a command builds and keeps them."""
 
 import json
 import re
+import sys
 from dataclasses import replace
 
 import pytest
 import shelf
-import tiny
 import torch
+from torch.nn import functional as F
 
-from flashspec.cli.main import status
 from flashspec.decoding.models import Models, load
-from flashspec.heads import DenseHead, FlashHead, Origin, head_named, registry
+from flashspec.heads import DenseHead, FlashHead, Origin, cluster, head_named, registry
 from flashspec.heads.base import FILE, kept
-from flashspec.heads.cluster import Recipe, asked_of, bisected, cluster_for
+from flashspec.heads.cluster import Recipe, asked_of, assign_balanced, bisected, cluster_for, from_assignments
 from flashspec.heads.flash import required_probes
 from flashspec.kernels import Packed, library, pack
 from flashspec.measure.prompts import Prompt, load_prompts
@@ -26,12 +26,12 @@ VOCAB, WIDTH = 2048, 64
 
 
 def weight(vocab=VOCAB):
-    return torch.randn(vocab, WIDTH, generator=torch.Generator().manual_seed(1))
+    return shelf.normal(vocab, WIDTH, seed=1)
 
 
 def queries(count=400, seed=2, strong=slice(0, 8)):
     """Rows that differ in eight directions twenty times as much as in the others."""
-    rows = torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed))
+    rows = shelf.normal(count, WIDTH, seed=seed)
     rows[:, strong] *= 20
     return rows
 
@@ -86,7 +86,7 @@ test_what_cannot_be_asked_is_refused = shelf.refusing([
 
 
 def prompts(folder, each=4):
-    return tiny.prompts_file(folder, ("code", "prose", "letters"), each)
+    return shelf.prompts_file(folder, ("code", "prose", "letters"), each)
 
 
 def test_rows_to_judge_by_are_none_of_those_to_build_on(folders, tmp_path):
@@ -107,17 +107,17 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_command_builds_a_head_that_the_next_process_finds_in_the_cache(folders, home, capsys, monkeypatch):
+def test_the_command_builds_a_head_that_the_next_process_finds_in_the_cache(folders, home, cli, monkeypatch):
     monkeypatch.setattr(registry, "BUILT_NOW", 1)
-    line = ["heads", "build", str(folders["draft"]), "--prompts", str(prompts(home)), "--new-tokens", "12"]
+    line = ["heads", "build", folders["draft"], "--prompts", prompts(home), "--new-tokens", "12"]
     before, model = shelf.listing(folders["draft"]), load(folders["draft"], None).target
     origin = Origin(model.vocabulary, model.norm, folders["draft"])
     shelf.refused("`flashspec heads build MODEL`", head_named, "flash", origin, error=FileNotFoundError)
-    assert status(line) == 0 and shelf.listing(folders["draft"]) == before
-    told, place = capsys.readouterr().out, kept(model.vocabulary, model.norm)
+    told, place = cli(*line).out, kept(model.vocabulary, model.norm)
     assert str(place) in told and "letters (unseen)" in told and place.is_relative_to(home / "cache")
+    assert shelf.listing(folders["draft"]) == before
     head, facts = head_named("flash", origin), read_tensors(place, "")[1]["flash_head"]
-    assert not head.clusters.spherical and len(head.plan.always) == tiny.VOCAB // 128 and '"agreement"' in facts
+    assert not head.clusters.spherical and len(head.plan.always) == shelf.VOCAB // 128 and '"agreement"' in facts
     models = load(folders["draft"], None)
     asked = domains(models, load_prompts(prompts(home), None, models), "letters", 12, Sampling(0.7, seed=0))
     rates = agreements(head, DenseHead(model.norm, model.vocabulary), asked)
@@ -126,35 +126,38 @@ def test_the_command_builds_a_head_that_the_next_process_finds_in_the_cache(fold
     assert kept(model.vocabulary, None) != place
     place.write_bytes(place.read_bytes()[:999])
     shelf.refused("truncated or not a safetensors .* build the head again", head_named, "flash", origin)
-    assert status(line) == 0 and head_named("flash", origin).plan == head.plan
+    assert cli(*line) and head_named("flash", origin).plan == head.plan
 
 
-def test_a_head_in_a_folder_comes_with_its_model_and_leaves_the_cache_alone(folders, home, capsys):
-    line = ["heads", "build", str(folders["draft"]), "--prompts", str(prompts(home)), "--new-tokens", "4", "--out"]
+def test_a_head_in_a_folder_comes_with_its_model_and_leaves_the_cache_alone(folders, home, cli):
+    line = ["--prompts", prompts(home), "--new-tokens", "4", "--out"]
     before, out = shelf.listing(folders["draft"]), home / "draft"
-    assert status([*line, str(out)]) == 0 and not (home / "cache" / "flashspec" / "heads").exists()
+    assert cli("heads", "build", folders["draft"], *line, out) and not (home / "cache" / "flashspec" / "heads").exists()
     assert {*shelf.listing(out)} - {*before} == {FILE} and shelf.listing(folders["draft"]) == before
     with_head = Models(load(folders["target"], None).target, load(out, None).target, folders={"draft": out})
     assert not with_head.head("draft", "flash").clusters.spherical
-    for taken in (folders["draft"], out):
-        assert status([*line, str(taken)]) == 2
-    assert status(["heads", "build", str(out), *line[3:-1]]) == 2 and shelf.listing(folders["draft"]) == before
-    said = capsys.readouterr().err
-    assert "which this command reads" in said and "holds files already" in said and "holds a FlashHead, which" in said
+    for words, said in (
+        ([folders["draft"], *line, folders["draft"]], "which this command reads"),
+        ([folders["draft"], *line, out], "holds files already"),
+        ([out, *line[:-1]], "holds a FlashHead, which"),
+    ):
+        assert said in cli("heads", "build", *words, code=2).err
+    assert shelf.listing(folders["draft"]) == before
 
 
-def test_a_gguf_files_head_is_kept_in_its_own_bits(home, capsys):
+def test_a_gguf_files_head_is_kept_in_its_own_bits(home, cli):
     pytest.importorskip("gguf")
     import test_gguf
 
     file = home / "small.gguf"
-    test_gguf.written(file, replace(test_gguf.CONFIG, vocab_size=tiny.VOCAB, layers=1), "Q8_0")
-    line = ["heads", "build", str(file), "--prompts", str(prompts(home)), "--new-tokens", "4"]
-    assert status(line) == 0 and [path.name for path in home.glob("*.gguf")] == [file.name]
+    test_gguf.written(file, replace(test_gguf.CONFIG, vocab_size=shelf.VOCAB, layers=1), "Q8_0")
+    line = ["heads", "build", file, "--prompts", prompts(home), "--new-tokens", "4"]
+    told = cli(*line).out
+    assert [path.name for path in home.glob("*.gguf")] == [file.name]
     model = load(file, None).target
     head, place = head_named("flash", Origin(model.vocabulary, model.norm, file)), kept(model.vocabulary, model.norm)
-    assert isinstance(head.table.blocks, Packed) and str(place) in capsys.readouterr().out and place.is_file()
-    assert status([*line, "--out", str(home / "new")]) == 2 and "--out copies a checkpoint folder" in capsys.readouterr().err
+    assert isinstance(head.table.blocks, Packed) and str(place) in told and place.is_file()
+    assert "--out copies a checkpoint folder" in cli(*line, "--out", home / "new", code=2).err
 
 
 def few(kinds=("code", "prose"), each=4):
@@ -168,3 +171,62 @@ def few(kinds=("code", "prose"), each=4):
 ])  # fmt: skip
 def test_prompts_that_leave_nothing_to_build_on_are_refused_before_any_text(asked, unseen, words):
     shelf.refused(words, domains, None, asked, unseen, 6, Sampling(0.7, seed=0))
+
+
+def rows(count, width=24, seed=0):
+    """Rows around thirty directions of very unequal popularity, with lengths that vary."""
+    dice = torch.Generator().manual_seed(seed)
+    heads = torch.randn(30, width, generator=dice)
+    popular = (torch.rand(count, generator=dice) ** 3 * 30).long()
+    lengths = torch.rand(count, 1, generator=dice) + 0.5
+    return lengths * F.normalize(heads[popular] + 0.3 * torch.randn(count, width, generator=dice), dim=1)
+
+
+def iterations(monkeypatch, lloyd, balanced):
+    monkeypatch.setattr(sys.modules[Recipe.__module__], "LLOYD", lloyd)
+    monkeypatch.setattr(sys.modules[Recipe.__module__], "BALANCED", balanced)
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+@pytest.mark.parametrize("vocab", [640, 641, 655, 1000])
+@pytest.mark.parametrize("size", [1, 5, 16, 64])
+def test_every_cluster_has_its_size_and_every_id_stands_once(vocab, size, backend, monkeypatch):
+    weight = rows(vocab)
+    iterations(monkeypatch, 2, 1)
+    found = cluster(weight, Recipe(size, backend=backend))
+    assert found.members.shape == (-(-vocab // size), size)
+    assert torch.equal(found.members[found.members >= 0].sort().values, torch.arange(vocab))
+    assert (found.members < 0).sum() == -vocab % size and (found.members[:, 0] >= 0).all()
+    for number, ids in enumerate(found.members):
+        mine = ids[ids >= 0]
+        assert (found.assignments[mine] == number).all()
+        centre = F.normalize(weight[mine], dim=1).mean(0) * weight[mine].norm(dim=1).mean()
+        assert torch.allclose(found.centroids[number], centre, atol=1e-5)
+
+
+def test_the_auction_gives_a_full_cluster_to_its_highest_bidders_and_ends_when_every_point_is_the_same():
+    points = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.8, 0.2], [0.0, 1.0]])
+    assert assign_balanced(points, torch.eye(2), 2).tolist() == [0, 0, 1, 1]
+    points = F.normalize(torch.ones(1000, 8), dim=1)
+    placed = assign_balanced(points, F.normalize(torch.randn(250, 8, generator=torch.Generator().manual_seed(0)), dim=1), 4)
+    assert (torch.bincount(placed, minlength=250) == 4).all()
+
+
+def cohesion(found, weight):
+    """Mean cosine of a row and the direction of its cluster."""
+    return F.cosine_similarity(weight, found.centroids[found.assignments]).mean().item()
+
+
+def test_clusters_are_tighter_than_chance_and_iterations_help(monkeypatch):
+    weight = rows(2000)
+    chance, settled = from_assignments(weight, torch.arange(2000) % 125, 16), cluster(weight, Recipe(backend="torch"))
+    iterations(monkeypatch, 0, 1)
+    first = cluster(weight, Recipe(backend="torch"))
+    assert cohesion(chance, weight) + 0.3 < cohesion(first, weight) < cohesion(settled, weight)
+
+
+def test_only_the_direction_of_a_row_decides_its_cluster():
+    weight = rows(500)
+    lengths = 2.0 ** torch.randint(-2, 3, (500, 1), generator=torch.Generator().manual_seed(5))
+    recipe = Recipe(16, backend="torch")
+    assert torch.equal(cluster(weight, recipe).members, cluster(lengths * weight, recipe).members)

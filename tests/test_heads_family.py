@@ -1,18 +1,24 @@
-"""Every head by name: rows do not mix, drafts decode losslessly, and what is listed carries the exact logit."""
+"""Every head by name: rows do not mix, drafts decode losslessly, and what is listed carries the exact logit.
+
+What several threads ask for is made by one of them.
+"""
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, Event
 
 import pytest
 import torch
 from prefixes import PREFIXES, PrefixHead, caught, dense, law, p_of, stack, weight
 from shelf import normal, refused, refusing
-from toys import TEMPERATURES, VOCAB, duo, run, text
+from toys import TEMPERATURES, VOCAB, duo, random_model, run, text
 
-from flashspec import Method, Scores
+from flashspec import Method, Models, Scores
 from flashspec.heads import HEADS, ContextHead, FlashHead, Origin, PreviewHead, ShortlistHead, head_named, quantized
 from flashspec.heads.base import Head
 from flashspec.heads.cluster import from_assignments
 from flashspec.heads.registry import RANKED, VARIANTS
+from flashspec.once import Once
 
 ROWS, WIDTH, IDS = 9, 32, 500
 FULL = ("dense", "int8", "int4")  # heads that score every id
@@ -140,12 +146,6 @@ def test_the_heads_draft_otherwise_than_the_dense_one(name, dtype):
     assert kept[0] != kept[1]
 
 
-def test_a_text_does_not_remember_the_one_before():
-    stats = [run(models(), method("in_context"), 0.7).stats for _ in range(2)]
-    other = run(models(), method("in_context"), 0.7, prompt=[40, 41, 42]).stats
-    assert stats[0] == stats[1] == run(models(), method("in_context"), 0.7).stats != other
-
-
 def listed(head):
     return set(head(hidden()[:1]).ids[0].tolist())
 
@@ -213,3 +213,48 @@ test_what_cannot_be_is_refused = refusing([
     (lambda: PreviewHead.build(matrix()).with_plan(shortlist=IDS + 1), "shortlist must lie between 1 and the 500 ids"),
     (lambda: quantized(matrix(), bits=3), "8, 6 or 4 bits"),
 ])  # fmt: skip
+
+
+THREADS = 4
+
+
+def together(ask):
+    start = Barrier(THREADS)
+
+    def asked():
+        start.wait()
+        return ask()
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [pool.submit(asked) for _ in range(THREADS)]
+
+
+@pytest.mark.parametrize("name", ["flash", "flash_int8", "int8"])
+def test_four_threads_get_one_head(name, monkeypatch):
+    models, built, build = Models(random_model(0)), [], FlashHead.build.__func__
+    noting = classmethod(lambda *given, **named: built.append(build(*given, **named)) or built[-1])
+    monkeypatch.setattr(FlashHead, "build", noting)
+    found = [future.result() for future in together(lambda: models.head("target", name))]
+    assert all(head is found[0] for head in found) and len(built) == (name != "int8")
+    together(lambda: FlashHead.build(models.target.head_weight, models.target.norm))  # the control: each makes its own
+    assert len(built) == THREADS + (name != "int8")
+
+
+def test_what_fails_is_tried_again_by_the_next_thread_and_other_keys_do_not_wait():
+    known, tries, waits, done = Once(), [], Event(), Event()
+
+    def make():
+        tries.append(object())
+        if len(tries) == 1:
+            raise MemoryError("no room")
+        waits.set()
+        assert done.wait(60)
+        return tries[-1]
+
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(together, lambda: known.made("slow", make))
+        assert waits.wait(60) and known.made("other", lambda: 1) == 1
+        done.set()
+    failed = [future for future in slow.result() if future.exception()]
+    assert len(failed) == 1 and isinstance(failed[0].exception(), MemoryError) and len(tries) == 2
+    assert all(future.result() is tries[1] for future in slow.result() if future not in failed)

@@ -1,23 +1,32 @@
-"""Heads on disk: each comes back as it was, only beside the weight it was built from; rankings, and a missing faiss."""
+"""Heads on disk: each comes back as it was, beside its own weight alone; rankings, a missing faiss, and the public layout."""
 
 import json
-import os
-import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import shelf
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from shelf import refused
+from shelf import python, refused
 from tokenizers import Tokenizer
 
-from flashspec.cli.main import status
 from flashspec.decoding.generate import generate, own_method
 from flashspec.decoding.models import Models, load
-from flashspec.heads import HEADS, FlashHead, IndexHead, Origin, ShortlistHead, cluster, head_named, ranked_by_frequency, registry
+from flashspec.heads import (
+    HEADS,
+    FlashHead,
+    IndexHead,
+    Origin,
+    ShortlistHead,
+    cluster,
+    head_named,
+    is_public,
+    load_public,
+    ranked_by_frequency,
+    registry,
+)  # fmt: skip
 from flashspec.heads.base import kept, weight_digest
 from flashspec.heads.candidates import KINDS, usable
 from flashspec.heads.cluster import Recipe
@@ -27,6 +36,7 @@ from flashspec.models.transformer import Transformer
 from flashspec.train import reference
 
 IDS, WIDTH = 300, 32
+rows = partial(shelf.normal, 6, WIDTH, seed=2)
 PLAN = {"cluster_size": 7, "probes": 5, "always": (3, 299), "seed": 2}
 MADE = {
     "flash": lambda: FlashHead.build(weight(), **PLAN),
@@ -39,10 +49,6 @@ MADE = {
 
 def weight(vocab=IDS, width=WIDTH, seed=0):
     return torch.randn(vocab, width, generator=torch.Generator().manual_seed(seed)).bfloat16()
-
-
-def rows():
-    return shelf.normal(6, WIDTH, seed=2)
 
 
 def same(one, other):
@@ -62,16 +68,12 @@ def test_a_saved_head_is_found_by_its_name_in_the_models_folder_as_it_was(tmp_pa
     assert not same(head, head.with_plan(probes=4) if known not in RANKED else head.with_plan(shortlist=9))
 
 
-def test_every_flash_head_reads_the_folders_clusters(tmp_path):
-    FlashHead.build(weight(), probes=5).save(tmp_path)
+def test_every_flash_head_reads_the_folders_clusters_and_loads_beside_the_same_weight_in_float32(tmp_path):
+    MADE["flash"]().save(tmp_path)
     for name in ("flash", "flash_int8", "flash_int4"):
         places = Origin(weight(), None, tmp_path), Origin(weight())
         assert [head_named(name, place).probes for place in places] == [5, 2]
-
-
-def test_a_head_built_in_bfloat16_loads_beside_the_same_weight_in_float32(tmp_path):
-    MADE["flash"]().save(tmp_path / "head.safetensors")
-    wide = FlashHead.load(tmp_path / "head.safetensors", weight().float())
+    wide = FlashHead.load(tmp_path, weight().float())
     assert torch.equal(wide.clusters.members, MADE["flash"]().clusters.members) and wide.table.blocks.dtype is torch.float32
     assert weight_digest(weight()) == weight_digest(weight().float()) != weight_digest(weight().flip(0))
 
@@ -110,7 +112,7 @@ def test_clusters_and_plans_that_cannot_be_are_refused_in_one_sentence(tmp_path,
 
 def test_a_large_vocabulary_waits_for_a_head_that_every_process_finds(folders, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(registry, "BUILT_NOW", tiny.VOCAB - 1)
+    monkeypatch.setattr(registry, "BUILT_NOW", shelf.VOCAB - 1)
     models = load(folders["target"], folders["draft"])
     draft, other = models.draft.vocabulary, torch.nn.LayerNorm(WIDTH)
     refused("vocabulary of 512 ids: `flashspec heads build MODEL`", generate, models, [3, 1], "flash", error=FileNotFoundError)
@@ -121,8 +123,7 @@ def test_a_large_vocabulary_waits_for_a_head_that_every_process_finds(folders, t
     place.parent.mkdir(parents=True)
     FlashHead.build(draft, models.draft.norm, queries=torch.randn(9, WIDTH), probes=7).save(place)
     script = "import sys, flashspec as fs; print(fs.load(*sys.argv[1:]).head('draft', 'flash').probes)"
-    line = [sys.executable, "-c", script, str(folders["target"]), str(folders["draft"])]
-    done = subprocess.run(line, env=os.environ | {"FLASHSPEC_KERNELS": "0"}, capture_output=True, text=True, timeout=600)
+    done = python("-c", script, folders["target"], folders["draft"], FLASHSPEC_KERNELS="0")
     assert done.stdout == "7\n", done.stderr
     assert own_method(models) == "flash" and own_method(Models(models.target)) == "baseline"
 
@@ -138,7 +139,7 @@ def test_missing_truncated_and_foreign_files_are_refused(tmp_path):
 
 
 def test_a_drafts_flash_head_is_made_for_its_rows_with_its_default_probes(tmp_path):
-    model, stream = tiny.model(2), np.random.default_rng(0).integers(0, tiny.VOCAB, 4000)
+    model, stream = shelf.model(2), np.random.default_rng(0).integers(0, shelf.VOCAB, 4000)
     model.save(tmp_path, "float32")
     reference.add_flash_head(tmp_path, stream, count=4)
     head, plain = FlashHead.load(tmp_path, model.head_weight, model.norm), FlashHead.build(model.head_weight, model.norm)
@@ -166,16 +167,15 @@ def test_searches_that_do_not_fit_are_refused(call, words):
     refused(words, call)
 
 
-def test_a_missing_faiss_is_said_with_the_extra_to_install_and_other_heads_go_on(folders, monkeypatch, capsys):
+def test_a_missing_faiss_is_said_with_the_extra_to_install_and_other_heads_go_on(folders, monkeypatch, cli):
     monkeypatch.setitem(sys.modules, "faiss", None)
     for name in KINDS:
         refused(f"head '{name}' needs faiss-cpu; install the extra `ann`", head_named, name, Origin(weight()))
     refused("install the extra `ann`", cluster, weight(), Recipe(16, backend="faiss"))
     with pytest.warns(UserWarning, match="left out: head 'ivf' needs faiss-cpu; install the extra `ann`"):
         assert usable(["dense", "ivf", "preview"]) == ["dense", "preview"]
-    flags = ["generate", "--ids", "1,2,3", "--target", str(folders["target"]), "--draft", str(folders["draft"])]
-    assert status([*flags, "--method", "dense", "--head", "hnsw", "--max-new-tokens", "4"]) == 2
-    said = capsys.readouterr()
+    flags = ["--ids", "1,2,3", "--target", folders["target"], "--draft", folders["draft"], "--max-new-tokens", "4"]
+    said = cli("generate", *flags, "--method", "dense", "--head", "hnsw", code=2)
     assert said.out == "" and "head 'hnsw' needs faiss-cpu; install the extra `ann`, or use a FlashHead" in said.err
 
 
@@ -186,14 +186,102 @@ def test_ids_are_ranked_by_how_often_they_come():
         refused(words, ranked_by_frequency, torch.tensor(tokens, dtype=torch.int64), 10)
 
 
-def test_a_ranking_is_counted_in_a_text_and_kept_beside_the_draft(folders, tmp_path):
+def test_a_ranking_is_counted_in_a_text_and_kept_beside_the_draft(folders, tmp_path, cli):
     draft, text = folders["draft"], tmp_path / "text.txt"
     text.write_text("assert " * 40 + "import os\n")
     before, out = shelf.listing(draft), tmp_path / "ranked"
-    assert status(["draft", "rank", "--draft", str(draft), "--text", str(text), "--out", str(out)]) == 0
+    cli("draft", "rank", "--draft", draft, "--text", text, "--out", out)
     assert shelf.listing(draft) == before
     model = Transformer.load(out)
     head = head_named("fr_spec", Origin(model.head_weight, model.norm, out))
     tokens = torch.tensor(Tokenizer.from_file(str(out / "tokenizer.json")).encode(text.read_text()).ids)
-    assert int(head.ranked[0]) == int(ranked_by_frequency(tokens, tiny.VOCAB)[0]) != 0
+    assert int(head.ranked[0]) == int(ranked_by_frequency(tokens, shelf.VOCAB)[0]) != 0
     refused("flashspec draft rank --head vocab_trim", head_named, "vocab_trim", Origin(model.head_weight, model.norm, out))
+
+
+VOCAB, CLUSTERS = 96, 12
+matrix, centroids = partial(shelf.normal, VOCAB, WIDTH, seed=1), partial(shelf.normal, 1, 1, WIDTH, CLUSTERS, seed=2)
+
+
+def read(folder):
+    return load_public(folder, matrix())
+
+
+def fabricate(folder, nested=False, tensors=None, **options):
+    """A checkpoint folder in the public layout; cluster k holds the ids that leave k over K."""
+    switches = {"flash_head_cache_dir": "flash_head_assets", "vocab_size": VOCAB, **options}
+    raw = {"architectures": ["FlashHeadQwen3ForCausalLM"], "model_type": "qwen3"}
+    raw |= {"text_config": switches} if nested else switches
+    (folder / "flash_head_assets").mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(raw))
+    plain = {"centroids": centroids(), "cluster_assignments": torch.arange(VOCAB) % CLUSTERS}
+    save_file({**plain, **(tensors or {})}, folder / "flash_head_assets" / "clustering_cache.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1, WIDTH, CLUSTERS), (WIDTH, CLUSTERS)])
+def test_a_public_checkpoint_is_read(tmp_path, nested, shape):
+    tensors = {"centroids": centroids().reshape(shape)}
+    head = read(fabricate(tmp_path, nested, tensors, n_probes=5, flash_head_special_token_ids=[3, 90]))
+    assert is_public(tmp_path)
+    assert (head.probes, head.clusters.count, head.clusters.size, head.plan.always) == (5, CLUSTERS, 8, (3, 90))
+    assert head.clusters.members[7].tolist() == list(range(7, VOCAB, CLUSTERS))
+    assert torch.equal(head.clusters.centroids, centroids()[0, 0].T)
+    save_file({"centroids": centroids()}, cache := tmp_path / "flash_head_assets" / "clustering_cache.safetensors")
+    refused("not a FlashHead cache", read, tmp_path)
+    cache.unlink()
+    refused("assets included", read, tmp_path, error=FileNotFoundError)
+
+
+def naive(row, probes):
+    columns = centroids()[0, 0]
+    best = (row @ (columns / columns.norm(dim=0))).argsort(descending=True)[:probes].tolist()
+    ids = [v for v in range(VOCAB) if v % CLUSTERS in best]
+    return ids[int((matrix()[ids] @ row).argmax())]
+
+
+def test_it_says_what_the_layout_says(tmp_path):
+    head = read(fabricate(tmp_path, n_probes=3))
+    scores = head(asked := shelf.normal(40, WIDTH, seed=3))
+    mine = scores.pick(scores.logits.argmax(1)).tolist()
+    assert mine == [naive(row, 3) for row in asked]
+    assert mine != [naive(row, 1) for row in asked]
+    head = read(fabricate(tmp_path / "other", flash_head_special_token_ids=7))
+    assert (head.probes, head.plan.always) == (1, (7,)), "one cluster in sixteen, and one special id may stand alone"
+
+
+BROKEN = [
+    ({"tensors": {"cluster_assignments": torch.arange(VOCAB - 1) % CLUSTERS}}, "are of 95 ids with centroids"),
+    ({"tensors": {"centroids": torch.zeros(1, 1, WIDTH + 8, CLUSTERS)}}, "centroids have the shape"),
+    ({"tensors": {"cluster_assignments": torch.arange(VOCAB) % 11}}, "clusters of 8 expected"),
+    ({"tensors": {"cluster_assignments": torch.arange(VOCAB) % 13}}, "cluster numbers run from 0 to 11"),
+    ({"n_probes": 13}, "at most the 12 clusters"),
+    ({"n_probes": 0}, "n_probes holds 0, expected int >= 1"),
+    ({"flash_head_special_token_ids": [VOCAB]}, "ids run from 0 to 95"),
+    ({"flash_head_cache_dir": None}, "not a checkpoint with a FlashHead"),
+]
+
+
+@pytest.mark.parametrize(("case", "words"), BROKEN)
+def test_a_public_checkpoint_that_cannot_be_is_refused(tmp_path, case, words):
+    refused(words, read, fabricate(tmp_path, **case))
+
+
+def test_the_model_of_a_public_checkpoint_is_read_with_its_head(tmp_path):
+    model = shelf.model(2)
+    model.save(tmp_path, "float32")
+    assert not is_public(tmp_path)
+    found, assets = FlashHead.build(model.head_weight).clusters, tmp_path / "assets"
+    assets.mkdir()
+    parts = {"centroids": found.centroids.T.contiguous(), "cluster_assignments": found.assignments}
+    save_file(parts, assets / "clustering_cache.safetensors")
+    raw = json.loads((tmp_path / "config.json").read_text()) | {"flash_head_cache_dir": "assets", "n_probes": 3}
+    raw["architectures"] = [f"FlashHead{name}" for name in raw["architectures"]]
+    for names in ({}, {"architectures": None, "model_type": "flash_head_qwen3"}):
+        (tmp_path / "config.json").write_text(json.dumps(raw | names))
+        again = Transformer.load(tmp_path)
+        assert torch.equal(again.head_weight, model.head_weight) and again.config.family == "qwen3"
+        assert head_named("flash", Origin(again.head_weight, again.norm, tmp_path)).probes == 3
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"architectures": ["FlashHeadGPT9ForCausalLM"]}))
+    refused("architecture 'GPT9ForCausalLM' is not supported", Transformer.load, tmp_path)

@@ -8,15 +8,14 @@ Run as a script, since a crash ends the process, this interrupts decodes at byte
 import ctypes
 import functools
 import hashlib
-import os
 import random
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from shelf import python
 from toys import PROMPT, duo, headed
 
 import flashspec
@@ -47,8 +46,7 @@ def test_the_control_a_buffer_noted_early_and_a_model_left_truncated_are_caught(
 def at_bytecodes(which):
     if not kernels.available():
         pytest.skip("no C compiler on this machine")
-    place = os.environ | {"FLASHSPEC_GRAPHS": "eager" if which == "static" else "0"}
-    return subprocess.run([sys.executable, "-W", "ignore", __file__, which], capture_output=True, text=True, env=place)
+    return python("-W", "ignore", __file__, which, FLASHSPEC_GRAPHS="eager" if which == "static" else "0")
 
 
 def digest(models):
@@ -72,10 +70,6 @@ def prepare(where, name, rule):
     return request(models(where), PROMPT, method, Sampling(1.5, seed=7, rule=rule), fields)
 
 
-def play(ready):
-    return list(ready.steps())
-
-
 class Tracer:
     """Counts the bytecodes of the package, or of one function, and interrupts at the one after `left` of them."""
 
@@ -95,7 +89,7 @@ class Tracer:
 def traced(ready, tracer):
     sys.settrace(tracer)
     try:
-        play(ready)
+        list(ready.steps())
     except KeyboardInterrupt:
         return True
     finally:
@@ -111,13 +105,13 @@ def length(kind, only=None):
 
 @functools.cache
 def text_of(kind):
-    return play(prepare(*kind))
+    return list(prepare(*kind).steps())
 
 
 def outlives(kind, tracer):
     ready, fresh = prepare(*kind), text_of(kind)
     interrupted = traced(ready, tracer)
-    assert play(ready) == fresh, (kind, tracer.left)
+    assert list(ready.steps()) == fresh, (kind, tracer.left)
     return int(interrupted)
 
 

@@ -4,7 +4,7 @@ import os
 import sys
 
 import pytest
-import test_export
+import test_gguf
 import torch
 from shelf import refused
 
@@ -120,8 +120,8 @@ def test_llama_cpp_is_refused_in_words_where_it_is_missing_or_fails(tmp_path, mo
 @pytest.mark.skipif(not os.environ.get(peers.PYTHON), reason=f"needs llama-cpp-python: {peers.PYTHON}")
 def test_llama_cpp_speculates_and_refuses_what_is_too_long(tmp_path):
     for name, layers in (("target", 3), ("draft", 1)):
-        test_export.checkpoint(tmp_path / name / "m", family="qwen2", tied=False, layers=layers)
-        test_export.exported(tmp_path / name / "m", tmp_path / f"{name}.gguf", "gguf")
+        test_gguf.checkpoint(tmp_path / name / "m", family="qwen2", tied=False, layers=layers)
+        test_gguf.exported(tmp_path / name / "m", tmp_path / f"{name}.gguf", "gguf")
     ids, target, draft = (5, 9, 5, 9, 5), tmp_path / "target.gguf", tmp_path / "draft.gguf"
     theirs, twice = peers.Llama(target, draft, 128), peers.Llama(target, target, 128)
     plain, found = theirs.greedy(ids, 40), twice.greedy(ids, 40, 4)

@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from shelf import refused, train_tokenizer
+from shelf import ROOT, refused, train_tokenizer
 
 import flashspec
 from flashspec import provenance
@@ -42,7 +42,6 @@ def test_without_git_or_a_checkout_the_commit_is_open(lacking, monkeypatch, tmp_
     assert provenance.source() == {"commit": None, "dirty": None}
 
 
-ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 

@@ -1,14 +1,21 @@
-"""Published models are found by name where they lie, checked, fetched when asked for, and draft for nobody else."""
+"""Published models are found by name where they lie, checked, fetched when asked for, and draft for nobody else.
 
-import importlib.util
+Where their files are, and CI has none of them, they also print exact texts in their own bits.
+"""
+
+import functools
+import inspect
+import textwrap
 import zipfile
 from dataclasses import replace
 
 import pytest
 import test_chat
 import test_gguf
+import torch
 from msgspec import structs
-from shelf import refused
+from shelf import here, refused
+from torch.nn import functional as F
 
 import flashspec as fs
 from flashspec.cli import models as fetch
@@ -16,6 +23,7 @@ from flashspec.cli.main import status
 from flashspec.decoding.models import folder_of, load, own_draft
 from flashspec.models import folder as pairs
 from flashspec.models.folder import PAIRS, Published, verify
+from flashspec.models.transformer import Transformer
 from flashspec.provenance import digest, origin
 
 pytest.importorskip("gguf")
@@ -67,14 +75,11 @@ def test_a_name_is_the_file_of_a_folder_of_models_or_of_the_cache(files, cache, 
     refused("has SHA-256 .*, expected .*; it is damaged or another model", folder_of, "tiny", "target")
 
 
-def test_a_package_is_looked_into_and_never_run(files, cache, tmp_path, monkeypatch):
+def test_a_package_is_looked_into_and_never_run_and_a_file_in_the_hubs_cache_is_found(files, cache, tmp_path, monkeypatch):
     with zipfile.ZipFile(files / WHEEL) as wheel:
         wheel.extractall(tmp_path / "site")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     assert folder_of("wheeled", "target") == tmp_path / "site" / "llm_tiny" / "Big.gguf"
-
-
-def test_a_file_in_the_hubs_cache_is_found(files, cache, tmp_path, monkeypatch):
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     place = test_chat.snapshot(tmp_path / "hub", "some/big-GGUF") / "big.gguf"
@@ -109,21 +114,14 @@ def test_a_target_brings_its_own_draft_or_none(files, cache, monkeypatch, capsys
         assert said in capsys.readouterr().err
 
 
-@pytest.fixture
-def local(files, monkeypatch):
-    """pip finds wheels in the folder of the test alone."""
-    if importlib.util.find_spec("pip") is None:
-        pytest.skip("pip is not installed here")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(files))
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-
-
 def listed(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "verified" not in path.parts)
 
 
-def test_a_wheel_is_fetched_and_checked_and_only_its_file_is_kept(local, cache):
+def test_a_wheel_is_fetched_and_checked_and_only_its_file_is_kept(files, cache, monkeypatch):
+    pytest.importorskip("pip")
+    for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(files), "CONFIG_FILE": "/dev/null"}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
     model = PAIRS["wheeled"]["target"]
     assert fetch.fetched(model) == folder_of("wheeled", "target") == cache / "models" / "big.gguf"
     assert listed(cache) == ["models/big.gguf"]
@@ -146,4 +144,35 @@ def test_doctor_and_list_name_the_published_models(cache, capsys):
     assert status(["doctor"]) == 0 and status(["list"]) == 0
     said = capsys.readouterr().out
     assert "tiny target" in said and "flashspec fetch tiny" in said and "some/small-GGUF on the hub" in said
-    assert status(["fetch", "nobody"]) == 2 and "smollm2" in capsys.readouterr().err
+
+
+PROMPT = "def merge(left, right):\n    "
+METHODS = {
+    "qwen": (("dense", {"k": 3}), ("dense", {"k": 8, "finalize": "eager"}), ("auto", {"k": 4}), ("lookup", {})),
+    "smollm2": (("lookup", {"k": 2}), ("lookup", {"k": 7})),
+}
+loaded = functools.cache(lambda name: fs.load(target=name, draft=["qwen:int4"] if name == "qwen" else "auto"))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.5])
+def test_exact_methods_print_plain_decodings_text(name, temperature):
+    for role in PAIRS[name]:
+        here(folder_of, name, role)
+
+    def text(method, prompt=PROMPT, **options):
+        sampling = fs.Sampling(temperature=temperature, seed=3)
+        return fs.generate(loaded(name), prompt, method, sampling, max_new_tokens=32, stop=(), **options).tokens
+
+    plain = text("baseline")
+    assert all(text(method, **options) == plain for method, options in METHODS[name]) and text("baseline", PROMPT + " ") != plain
+
+
+@torch.inference_mode()
+def test_a_files_own_bits_say_what_its_widened_weights_say():
+    path = here(folder_of, "qwen", "draft")
+    ids = torch.tensor([fs.load(target=path, draft=None).encode(inspect.getsource(textwrap))[:600]])
+    own, wide = (Transformer.load(path, weights=weights)(ids)[0].float() for weights in ("auto", "dense"))
+    assert (own.argmax(1) == wide.argmax(1)).float().mean() >= 0.98
+    losses = [F.cross_entropy(logits[:-1], ids[0, 1:]).item() for logits in (own, wide)]
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3) and not torch.equal(own, wide)

@@ -5,7 +5,7 @@ from itertools import count, product
 from types import SimpleNamespace
 
 import pytest
-import tiny
+import shelf
 import toys
 from shelf import refusing
 
@@ -32,8 +32,6 @@ from flashspec.theory import Costs, Interval, break_even, replayed, round_time, 
 
 PUBLISHED = {"step": 60.0, "draft": 6.69, "check": 60.0}
 QUESTION = Question(head=("dense",), finalize=("deferred", "eager"), max_k=12)
-
-NAMES = ("dense", "flash P=2", "flash P=3")
 
 
 def stated(**changes):
@@ -94,7 +92,7 @@ def test_a_plan_measures_every_part_and_counts_what_live_decodes_count(observed)
     models, question, prompts, costs, texts = observed
     assert {name for turn in costs.turns for name in turn} == {
         "step", "finalize", "overhead", *(f"check {k}" for k in (1, 2, 3)),
-        *(f"burst {k} {name}" for k, name in product((1, 2, 3), NAMES))}  # fmt: skip
+        *(f"burst {k} {name}" for k, name in product((1, 2, 3), ("dense", "flash P=2", "flash P=3")))}  # fmt: skip
     assert all(value > 0 for turn in costs.turns for name, value in turn.items() if name != "overhead")
     for writer in question.writers:
         live = [toys.run(models, replace(writer, k=3), prompt=list(p.ids), seed=0).stats for p in prompts]
@@ -160,7 +158,7 @@ def test_shapes_cost_the_bytes_that_a_pass_reads():
 
 
 def test_every_part_of_every_writer_is_timed_in_its_place_and_plain_decoding_settles_before():
-    groups, calls = parts_of(tiny.pair(), WRITERS, (1, 3), (1, 2, 3)), []
+    groups, calls = parts_of(shelf.pair(), WRITERS, (1, 3), (1, 2, 3)), []
     assert [" ".join(group) for group in groups] == [
         "step", "finalize", "burst 1 dense check 1", "burst 3 dense check 3",
         "burst 1 flash P=2 behind check 1", "burst 3 flash P=2 behind check 3"]  # fmt: skip
@@ -186,7 +184,7 @@ test_what_cannot_be_true_is_refused = refusing([
 
 @pytest.fixture
 def prompts(tmp_path):
-    return str(tiny.prompts_file(tmp_path, ("code", "prose", "tests")))
+    return str(shelf.prompts_file(tmp_path, ("code", "prose", "tests")))
 
 
 @pytest.fixture
@@ -225,10 +223,8 @@ def test_measuring_ends_where_one_more_turn_would_end_too_late(observed, monkeyp
         assert len(list(observe(models, question, prompts, until=(turns + 0.5) * turn))) == turns
 
 
-def test_the_draft_is_the_targets_own_unless_one_is_named(cli):
+def test_the_draft_is_the_targets_own_unless_one_is_named():
     assert [draft_of({"draft": named, "target": "qwen", "times": None}) for named in ("auto", "shallow")] == ["qwen", "shallow"]
-    said = cli("plan", "--target", "qwen3-32b", "--acceptance", "0.8", code=2).err
-    assert "no draft belongs to 'qwen3-32b' by name: give --draft" in said
 
 
 @pytest.mark.parametrize(("load", "spread", "busy"), [(0.3, 0.0, False), (0.3, 0.2, True), (1.7, 0.0, True)])
@@ -243,25 +239,11 @@ def test_an_interval_wider_than_a_factor_of_two_gives_no_advice():
     assert words[0].startswith("no advice: the interval is wider than a factor of two") and words[1] == "speculate:"
 
 
-def test_flags_that_would_be_lost_or_say_nothing_are_refused(cli):
-    assert "--k goes with `plan heads`" in cli("plan", "--k", "2", code=2).err
-    shapes = ["--target", "opt-66b", "--draft", "opt-125m", "--acceptance", "0.5"]
-    for line in (["heads", *shapes], ["--head", "dense,flash", *shapes]):
-        assert "nothing about heads" in cli("plan", *line, code=2).err
-
-
 def test_the_command_plans_from_stated_numbers(cli):
-    times = ["--times", "step=60,draft=6.69,check=60"]
-    said = cli("plan", *times, "--acceptance", "0.8").out
+    said = cli("plan", "--times", "step=60,draft=6.69,check=60", "--acceptance", "0.8").out
     assert said.startswith("speculate: k = ") and "costs stated; acceptance given" in said
     said = cli("plan", "--target", "opt-66b", "--draft", "opt-125m", "--acceptance", "0.6").out
     assert "costs predicted from the bytes of the shapes at " in said
-    for bad, word in (
-        (times, "--acceptance"),
-        (["--target", "qwen3-32b", "--draft", "qwen3-0.6b"], "--acceptance"),
-        (["--target", "qwen3-32b", "--draft", "reference", "--acceptance", "0.8"], "two shapes"),
-    ):
-        assert word in cli("plan", *bad, code=2).err
 
 
 def test_the_command_records_and_replays(folders, prompts, tmp_path, cli):

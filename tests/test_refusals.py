@@ -2,12 +2,12 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import shelf
-import tiny
 import torch
 import toys
 from shelf import refused, refusing
@@ -71,8 +71,8 @@ EXTRA = {"target": {"target": 24}, "draft": {"draft": 24}, "both": {"target": 40
 def padded(model, rows):
     for module in (model.embed, model.head):
         weight = module.weight.detach()
-        module.weight = nn.Parameter(torch.cat([weight, 50 * weight[:rows]])[: tiny.VOCAB + rows])
-    model.config = replace(model.config, vocab_size=tiny.VOCAB + rows)
+        module.weight = nn.Parameter(torch.cat([weight, 50 * weight[:rows]])[: shelf.VOCAB + rows])
+    model.config = replace(model.config, vocab_size=shelf.VOCAB + rows)
     return model
 
 
@@ -80,7 +80,7 @@ def written(home, extra):
     home.mkdir(parents=True, exist_ok=True)
     folders = shelf.write_pair(home)
     for role, rows in extra.items():
-        padded(tiny.pair().model(role), rows).save(folders[role], "float32")
+        padded(shelf.pair().model(role), rows).save(folders[role], "float32")
         (folders[role] / "digests.json").unlink(missing_ok=True)
         (folders[role] / "tokenizer.json").write_bytes((home / "tokenizer.json").read_bytes())
     return folders
@@ -98,7 +98,7 @@ def text(models, method, temperature=0.0):
 @pytest.mark.parametrize("who", EXTRA)
 def test_padding_of_different_sizes_changes_no_text(who, folders, tmp_path):
     plain, cut = pair(folders), pair(written(tmp_path, EXTRA[who]))
-    size = tiny.VOCAB + min(EXTRA[who].get(role, 0) for role in ("target", "draft"))
+    size = shelf.VOCAB + min(EXTRA[who].get(role, 0) for role in ("target", "draft"))
     assert {model.config.vocab_size for model in (cut.target, cut.draft)} == {size} and plain.cut == ()
     for temperature in (0.0, 0.7):
         texts = {method: text(cut, method, temperature) for method in ("baseline", "dense", "flash")}
@@ -109,14 +109,14 @@ def test_padding_of_different_sizes_changes_no_text(who, folders, tmp_path):
 
 def test_the_control_padding_that_is_not_cut_is_written(tmp_path):
     alone = load(written(tmp_path, EXTRA["target"])["target"], None, dtype="float32", device="cpu")
-    assert max(text(alone, "baseline")) >= tiny.VOCAB
+    assert max(text(alone, "baseline")) >= shelf.VOCAB
 
 
 def test_a_stored_head_of_the_whole_weight_is_left_aside(tmp_path):
     folders = written(tmp_path, EXTRA["draft"])
     load(folders["draft"], folders["draft"], dtype="float32", device="cpu").head("draft", "flash").save(folders["draft"])
     cut = pair(folders)
-    assert cut.cut == ("draft",) and cut.head("draft", "flash").vocab_size == tiny.VOCAB
+    assert cut.cut == ("draft",) and cut.head("draft", "flash").vocab_size == shelf.VOCAB
 
 
 def test_a_model_that_transformers_reads_is_cut_too(folders, tmp_path):
@@ -127,8 +127,8 @@ def test_a_model_that_transformers_reads_is_cut_too(folders, tmp_path):
     for hidden in (True, False):
         model = Adapter.load(long["target"], "float32")
         model.head_weight = model.head_weight if hidden else None
-        model.cut_vocabulary(tiny.VOCAB)
-        assert model.width == (model.config.hidden if hidden else tiny.VOCAB)
+        model.cut_vocabulary(shelf.VOCAB)
+        assert model.width == (model.config.hidden if hidden else shelf.VOCAB)
         assert text(Models(model, plain.draft), "dense") == text(plain, "baseline")
 
 
@@ -144,14 +144,11 @@ NAN, INF = float("nan"), float("inf")
 WHOLE, LIST, STRING = "a whole number", "a list of whole numbers", "a string"
 LISTS = (b"def", [1.0, 2.0], 5, ["def"], [[1, 2], [3, 4]], {1: 2}, torch.ones(3), torch.tensor(3), np.array(3), iter([1, 2]))
 RULES = (fs.GumbelCoupling, fs.SpeculativeSampling, fs.TypicalAcceptance)
+STAGES = fs.build(fs.METHODS["dense"], duo(), context=32)
 
 
 def write(prompt=toys.PROMPT, method="dense", **options):
     return fs.generate(duo(), prompt, method, **{"max_new_tokens": 3, **options})
-
-
-def stages():
-    return fs.build(fs.METHODS["dense"], duo(), context=32)
 
 
 def head(**options):
@@ -167,10 +164,10 @@ WRONG = [  # a call, its argument, what that must be, and values that are someth
     (write, "prompt", LIST, (b"def", None)), (write, "stop", LIST, ["\n", (1, "2")]), (write, "method", STRING, [3]),
     (write, "k", WHOLE, ["9"]), (write, "sampling", "Sampling", [0.7]),
     (lambda models: fs.generate(models, toys.PROMPT), "models", "Models", ["reference"]),
-    (lambda prompt: fs.decode(stages(), prompt), "prompt", LIST, LISTS[:2]),
+    (partial(fs.decode, STAGES), "prompt", LIST, LISTS[:2]),
     (lambda stages: fs.decode(stages, toys.PROMPT), "stages", "a list of Stage", (None, ["target"])),
-    (lambda limits: fs.decode(stages(), toys.PROMPT, limits), "limits", "Limits", [20]),
-    (lambda context: fs.build(fs.Method(), duo(), context=context), "context", WHOLE, ["9"]),
+    (partial(fs.decode, STAGES, toys.PROMPT), "limits", "Limits", [20]),
+    (partial(fs.build, fs.Method(), duo()), "context", WHOLE, ["9"]),
     (lambda method: fs.build(method, duo()), "method", "Method", ["dense"]),
     (lambda models: fs.build(fs.Method(), models), "models", "Models", [duo().target]),
     (fs.Transformer, "config", "ModelConfig", [{"layers": 2}]), (fs.FlashHead.build, "weight", "Tensor", [[[1.0]]]),

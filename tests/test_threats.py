@@ -1,23 +1,20 @@
 """Every promise of the page on threats has a test, and the promises without a home elsewhere have it here."""
 
 import ast
-import json
 import os
 import re
-import subprocess
-import sys
 from io import StringIO
-from pathlib import Path
 
+import nbformat
 import pytest
 import torch
+from nbformat import v4
+from shelf import ROOT, python
 from test_book import extension
 from test_train import RECIPE, SHORT, replace, trained
 
 import flashspec as fs
 from flashspec.study import papers
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def missing(page):
@@ -106,8 +103,8 @@ NOT_HERE = ["generate x --target qwen", "generate x --target nobody/nothing", "h
     (OFFLINE, "", False), (NOT_HERE, "empty", False), (["fetch smollm2"], "empty", True), (["fetch qwen"], "empty", True),
 ])  # fmt: skip
 def test_no_command_but_fetch_opens_a_connection(tmp_path, lines, cache, opens):
-    place = {"XDG_CACHE_HOME": str(tmp_path), "FLASHSPEC_MODELS": str(tmp_path), "HF_HOME": str(tmp_path)} if cache else {}
-    done = subprocess.run([sys.executable, "-c", CONNECTIONS, *lines], capture_output=True, text=True, env=os.environ | place)
+    place = dict.fromkeys(("XDG_CACHE_HOME", "FLASHSPEC_MODELS", "HF_HOME") if cache else (), str(tmp_path))
+    done = python("-c", CONNECTIONS, *lines, **place)
     assert (int(done.stdout.split()[-1]) > 0) == opens, done.stderr
 
 
@@ -128,24 +125,18 @@ def page(folder, extensions):
     """The HTML that Sphinx makes of an executed notebook with these outputs and this text."""
     from sphinx.application import Sphinx
 
-    cells = [{"cell_type": "markdown", "metadata": {}, "source": TEXT, "id": "t"}] + [
-        {"cell_type": "code", "metadata": {}, "source": "1", "execution_count": 1, "id": f"c{i}",
-         "outputs": [{"output_type": "display_data", "data": data, "metadata": {}}]}
-        for i, data in enumerate(OUTPUTS)
-    ]  # fmt: skip
+    cells = [v4.new_code_cell("1", execution_count=1, outputs=[v4.new_output("display_data", data)]) for data in OUTPUTS]
     kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
-    (folder / "index.ipynb").write_text(json.dumps({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
+    nbformat.write(v4.new_notebook(cells=[v4.new_markdown_cell(TEXT), *cells], metadata=kernel), folder / "index.ipynb")
     config = {"extensions": ["myst_nb", *extensions], "nb_execution_mode": "off", "html_theme": "basic"}
     Sphinx(folder, None, folder / "out", folder / "trees", "html", config, status=None, warning=StringIO()).build()
     text = (folder / "out" / "index.html").read_text(encoding="utf-8")
     return re.search(r'<div class="body".*', text, re.S)[0]
 
 
-def test_what_a_notebook_brings_along_is_shown_and_does_not_run(tmp_path, monkeypatch):
+def test_what_a_notebook_brings_along_is_shown_and_does_not_run(tmp_path_factory, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
-    for name in ("bare", "cleaned"):
-        (tmp_path / name).mkdir()
-    bare, cleaned = page(tmp_path / "bare", []), page(tmp_path / "cleaned", ["clean"])
+    bare, cleaned = (page(tmp_path_factory.mktemp("page"), extensions) for extensions in ([], ["clean"]))
     assert [word for word in RUNS if word not in bare] == []  # the control
     assert [word for word in RUNS if word in cleaned] == []
     assert all(word in cleaned for word in ("<b>kept</b>", "kept too", "kept in words", "<b>kept</b> in text", '<path d="M0 0">'))
@@ -155,13 +146,8 @@ def test_a_drawing_and_a_table_keep_what_they_show():
     clean = extension("clean").clean
     drawn = '<svg viewBox="0 0 9 9"><style>*{stroke-linecap:butt}</style><use xlink:href="#a" style="fill:red"></use></svg>'
     table = '<table class="t" border="1"><tbody><tr style="text-align: left"><td>1</td></tr></tbody></table>'
-    for html in (
-        drawn,
-        table,
-        '<pre class="decoded"><span style="background:#cfe8d5">x</span></pre>',
-        '<a href="https://x.example/">x</a>',
-    ):
-        assert clean(html) == html
+    said = '<pre class="decoded"><span style="background:#cfe8d5">x</span></pre><a href="https://x.example/">x</a>'
+    assert [clean(html) for html in (drawn, table, said)] == [drawn, table, said]
     tool = papers.decision_tool().data
     assert clean(tool).count("<script") == 1 and 'type="application/json" id="decide-data"' in clean(tool)  # data, not code
     assert clean(f"{tool}<script>alert(5)</script>").count("<script") == 1

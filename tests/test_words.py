@@ -4,16 +4,15 @@ import ast
 import json
 import re
 from dataclasses import fields
-from pathlib import Path
 
 import click
 import pytest
+from shelf import ROOT
 
 from flashspec.cli.main import group
 from flashspec.decoding.method import Method
 from flashspec.sampling import Sampling
 
-ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[!.]*.ipynb"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "book").glob("*.md")), *NOTEBOOKS]
 GLOSSARY = ROOT / "book" / "glossary.md"
@@ -52,16 +51,12 @@ NAMES = re.compile(
 )  # fmt: skip
 
 
-def cells(notebook):
-    return json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-
-
 def text_of(page):
     """What a reader of a page reads, but for what a command or a stored table wrote."""
     if page.suffix == ".md":
         return GENERATED.sub("", page.read_text(encoding="utf-8"))
     found = []
-    for cell in cells(page):
+    for cell in json.loads(page.read_text(encoding="utf-8"))["cells"]:
         figure = cell["metadata"].get("mystnb", {})
         found += ["".join(cell["source"])] if cell["cell_type"] == "markdown" else []
         found += [figure.get("figure", {}).get("caption", ""), figure.get("image", {}).get("alt", "")]

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import shelf
-import tiny
 import torch
+from shelf import ROOT
 from test_awq import SMALL, write_awq
 from test_chat import GENERATION, TEMPLATE
 
@@ -23,7 +23,6 @@ from flashspec.cli.main import status
 from flashspec.models.synthetic import synthetic
 from flashspec.train.corpus import write_tokenizer
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "notebooks" / "11_your_models.ipynb"
 ROWS, CONTEXT = 4608, 4096
 SHAPES = {"Qwen3-32B-AWQ": "reference-target-AWQ", "Qwen3-0.6B": "reference-shallow"}  # as small as shapes get
@@ -44,7 +43,7 @@ STEPS = ("doctor", "generate", "quantize", "plan", "plan heads", "trace record",
 def place(tmp_path_factory):
     """A folder with a target that can chat, its draft, its 4-bit twin under another name, a text and the notebooks."""
     home = tmp_path_factory.mktemp("place")
-    config = replace(tiny.model(1).config, layers=6, vocab_size=ROWS, context=CONTEXT)
+    config = replace(shelf.model(1).config, layers=6, vocab_size=ROWS, context=CONTEXT)
     target, draft = (synthetic(config, torch.float32, depth=layers) for layers in (6, 3))
     draft.load_state_dict({name: weight for name, weight in target.state_dict().items() if name in draft.state_dict()})
     shelf.train_tokenizer(home / "tokenizer.json", Path(__file__).read_text())

@@ -4,7 +4,7 @@ import functools
 
 import torch
 
-from flashspec import FlashHead, GumbelCoupling, Models, Sampling, Transformer, generate
+from flashspec import FlashHead, Models, Sampling, Transformer, generate
 from flashspec.models.config import ModelConfig
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -71,10 +71,3 @@ def run(models, method="dense", temperature=0.0, rule="coupling", **options):
 
 def text(models, method="dense", temperature=0.0, **options):
     return run(models, method, temperature, **options).tokens
-
-
-class Credulous(GumbelCoupling):
-    def verify(self, scores, waiting):
-        verdict = super().verify(scores, waiting)
-        last = self.draw(verdict.scores.row(len(waiting.tokens)), waiting.position + len(waiting.tokens), 0)
-        return verdict._replace(kept=torch.tensor([len(waiting.tokens)]), token=last.token)
