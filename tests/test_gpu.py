@@ -8,7 +8,7 @@ import shelf
 import torch
 from shelf import refusing
 
-from flashspec import METHODS, Models, Output, Sampling
+from flashspec import METHODS, Models, Sampling
 from flashspec.models.synthetic import shape
 from flashspec.study import live, parts, real_shapes, tables
 from flashspec.study.real_shapes import EXPERIMENT, PARTS, Params, Row
@@ -93,7 +93,7 @@ def test_every_method_is_decoded_prints_one_text_and_is_left_out_where_a_target_
     outputs = live.decode_all(shelf.pair(torch.float64), PROMPT, Sampling(temperature=1.0), 24)
     assert set(METHODS) <= set(outputs)
     assert live.table(outputs)["same text"].all()
-    other = Output("", [*outputs["flash"].tokens[:-1], -1], outputs["flash"].events, outputs["flash"].stats)
+    other = replace(outputs["flash"], tokens=[*outputs["flash"].tokens[:-1], -1])
     assert not live.table({**outputs, "flash": other}).loc["flash", "same text"]
     assert outputs["dense, eager"].stats.forwards > outputs["dense"].stats.forwards
     short = live.decode_all(Models(shelf.model(3), shelf.model(2)), PROMPT, Sampling(), 6)

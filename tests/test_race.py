@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from msgspec import structs
 from shelf import refused, refusing
 
@@ -54,9 +56,33 @@ def test_a_cascade_runs_models_in_place_of_exits(folders, tmp_path):
     assert (rows["actions_2"] > 0).all() and (rows["check_2_seconds"] > 0).all() and stages.predicted_seconds(rows).notna().all()
     assert set(frame.loc[frame["method"] == "draft_model", "draft"]) == {"draft"}
     refused("joined by +", run, "race", asked(folders, draft=single, method="cascade"), root=tmp_path)
-    screened = run("race", asked(folders, screen=1, temperature=0.6, rule="typical"), root=tmp_path).frame
-    timed = screened[~screened["screened"]]
-    assert (timed["method"] == "baseline").sum() == timed["prompt"].nunique() < len(timed) < len(screened)
+
+
+METHODS = ("draft_model", "dense", "flash", "lookup", "self_speculation", "hispec", "hispec_flash")
+LEGAL = {
+    "method": st.sets(st.sampled_from(METHODS), min_size=1),
+    "head": st.sets(st.sampled_from(("dense", "int8", "flash")), min_size=1),
+    "k": st.sets(st.integers(1, 4), min_size=1, max_size=2), "temperature": st.sampled_from((0.0, 0.6, 1.0)),
+    "rule": st.sampled_from(("coupling", "speculative", "typical")),
+    "finalize": st.sampled_from(("eager", "deferred")), "kind": st.sampled_from(("code", "prose", ())),
+    "repeats": st.integers(1, 2), "screen": st.integers(0, 1), "parts": st.integers(0, 1),
+    "twins": st.integers(0, 1), "seed": st.integers(0, 3),
+}  # fmt: skip
+
+
+@settings(max_examples=8)
+@given(st.fixed_dictionaries(LEGAL))
+def test_any_legal_race_runs_and_is_compared(folders, tmp_path, values):
+    wanted = asked(folders, **{name: tuple(v) if isinstance(v, (set, frozenset)) else v for name, v in values.items()})
+    frame = run("race", wanted, root=tmp_path).frame
+    timed = frame[~frame["screened"]]
+    assert (timed["method"] == "baseline").sum() == wanted.repeats * timed["prompt"].nunique()
+    found = compare.speedups(frame)
+    assert set(found["method"]) == set(timed["method"]) - {"baseline"}
+    assert frame["screened"].any() == bool(wanted.screen)
+    if wanted.rule[0] == "coupling" or not wanted.temperature[0]:
+        assert (found["same_text"] == 1).all()
+    compare.like_for_like(frame)
 
 
 def test_a_text_that_parts_from_plain_decoding_is_seen(folders, tmp_path, monkeypatch):

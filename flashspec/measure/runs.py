@@ -13,6 +13,7 @@ from flashspec.decoding.generate import agreement, count, request
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models
 from flashspec.measure import clock
+from flashspec.models.reader import SpanReader
 from flashspec.sampling import Sampling
 
 Text = tuple[int, ...]
@@ -35,7 +36,7 @@ def timed(models: Models, method: Method, sampling: Sampling, prompt: Sequence[i
         tokens += step.tokens
         events += step.events
     seconds, stages = clock.now() - start, len(ready.stages)
-    layers = [getattr(stage.reader, "layers", 0) for stage in ready.stages]
+    layers = [len(stage.reader.blocks) if isinstance(stage.reader, SpanReader) else 0 for stage in ready.stages]
     counts = {**vars(count(events, len(tokens), stages)), "layer_tokens": sum(e.rows * layers[e.stage] for e in events)}
     for level in range(1, min(stages, 3)):
         actions = [event for event in events if event.stage == level and event.adds]

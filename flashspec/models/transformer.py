@@ -243,7 +243,7 @@ class Transformer(nn.Module):
         return x if self.positions is None else x + self.positions.weight[_span(at, x.shape[-2], OFFSET)]
 
     def states(self, ids: Tensor, at: int = 0, caches: Sequence[Any] = ()) -> Iterator[Tensor]:
-        """Hidden rows [batch, n, hidden] after each layer, for ids [batch, n] at position `at`, behind what the caches hold."""
+        """Hidden rows [batch, n, hidden] after each layer, for ids [batch, n] at position `at`, after what the caches hold."""
         x = self.place(self.embed(ids), at)
         for layer, cache in zip_longest(self.layers, caches):
             x = layer(x, self.rope, at, cache)

@@ -40,7 +40,7 @@ HELD = 40  # of so many files, one is held out
 class LessonRecipe:
     """How layers are taught: how many texts, how long, for how many steps.
 
-    A draft keeps so many `layers` of its base. Exits stand above the layers `exits`, whose rows the lessons keep; they are
+    A draft keeps so many `layers` of its base. Exits are above the layers `exits`, whose rows the lessons keep; they are
     low-rank steps of the width `rank`, or layers where it is 0.
     """
 
@@ -125,7 +125,7 @@ def conversations(model: Transformer, turns: Turns, recipe: LessonRecipe, number
 
 @torch.no_grad()
 def heard(model: Transformer, ids: Tensor, exits: tuple[int, ...], at: int = 0, caches: Sequence[Slot] = ()) -> dict[str, Tensor]:
-    """A lesson on ids [batch, n], at position `at` behind what the caches hold.
+    """A lesson on ids [batch, n], at position `at` after what the caches hold.
 
     At each id the `top` TOP ids to follow and the `logs` of their probabilities [batch, n, TOP], and `rows` [batch, n, hidden]
     after each of the layers `exits`.
