@@ -24,7 +24,7 @@ KINDS = {"u4": 2, "s6": 3, "s8": 4}  # what the compiled kernels call them
 CENTRE = {"s6": 32, "s8": 128}
 SOME = 1 << 24  # bytes that are taken at once
 PAGE = 1 << 21  # bytes of a huge page
-BLOCK = 1 << 24  # bytes asked for at once; what is never written takes no memory
+BLOCK = 1 << 26  # bytes asked for at once; what is never written takes no memory
 ALIGNMENT = 64  # a cache line
 
 
