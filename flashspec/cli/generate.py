@@ -66,11 +66,11 @@ def stream(models: Models, ready: Request, show: bool, heard: bool = True) -> Do
 
 
 def summary(done: Done, show: bool) -> str:
-    """Speed, acceptance and forwards in one line, and what the colours mean where they are shown."""
+    """Speed, accepted share and forwards in one line, and what the colours mean where they are shown."""
     stats = done.stats
     line = f"{stats.emitted} tokens in {done.seconds:.2f} s, {done.rate:.1f} tokens/s"
     if stats.drafted:
-        line += f"; acceptance {stats.acceptance:.2f}, {stats.tar:.2f} tokens a verification"
+        line += f"; {stats.acceptance:.0%} of drafted tokens accepted, {stats.tar:.2f} tokens per check"
     legend = ", ".join(click.style(kind, fg=colour) for kind, colour in COLOURS.items() if colour)
     return line + f"; {stats.forwards} target forwards" + (f"; {legend}" if show else "")
 
@@ -95,7 +95,7 @@ def comparison(done: Done, plain: Done, load: float) -> Iterator[str]:
 @option("--ids", type=Value(tuple[int, ...]), metavar="1,2,3", help="The prompt as token ids instead of text.")
 @option("--method", type=click.Choice(("auto", *METHODS)), default="auto", help="auto: flash with a draft, else baseline.")
 @TARGET
-@option("--draft", default="auto", help="auto (the target's own), or a model as --target; a cascade's by commas.")
+@option("--draft", default="auto", help="auto (the target's own), or named like --target; several for a cascade, smallest first: A,B.")
 @option("--chat", is_flag=True, help="Wrap the prompt in the target's chat template.")
 @option("--system", help="With --chat: the system message.")
 @option("--defaults", is_flag=True, help="Sample as the target's generation_config.json says, but for your flags.")
@@ -106,7 +106,7 @@ def comparison(done: Done, plain: Done, load: float) -> Iterator[str]:
 @with_flags(Method, skip=("draft",))
 @with_flags(Sampling)
 def generate(prompt: str | None, ids: tuple[int, ...] | None, show: bool, **options: Any) -> None:
-    """Write text from PROMPT (- for standard input); end with speed, acceptance and target forwards."""
+    """Write text from PROMPT (- for standard input); end with speed, accepted share and target forwards."""
     if (prompt is None) == (ids is None):
         raise click.UsageError("give a prompt, - for standard input, or --ids")
     if (options["chat"] and ids is not None) or (options["system"] and not options["chat"]):
@@ -129,7 +129,7 @@ def generate(prompt: str | None, ids: tuple[int, ...] | None, show: bool, **opti
     if speaker() and options["method"] == "auto" and drafts is None:
         click.echo("plain decoding: this target has no draft of its own; give --draft, or --method lookup", err=True)
     if speaker() and not method.exact(sampling):
-        click.echo("lossy: the text need not follow the target's own law under this method and rule", err=True)
+        click.echo("lossy: with this method and rule the text may not follow the target's distribution", err=True)
     done = stream(models, ready, show, speaker())
     told = [summary(done, show)]
     if options["compare"]:
@@ -181,7 +181,7 @@ def record_one(file: Path, target: str, **options: Any) -> None:
         prompts = load_prompts(options["prompts"], options["per_kind"], models)
         text = record(models, tqdm(prompts, desc="trace", unit="prompt", delay=1), sampling, options["new_tokens"])
         text.save(part)
-    click.echo(f"{sum(len(each.tokens) for each in text.told)} tokens behind {len(text.told)} prompts in {file}")
+    click.echo(f"{sum(len(each.tokens) for each in text.told)} tokens after {len(text.told)} prompts in {file}")
 
 
 @trace.command("replay")
@@ -205,7 +205,7 @@ def replay_one(file: Path, draft: str, target: str | None, k: tuple[int, ...], *
     check_smaller(alone.target.config.body_parameters, text.parameters)
     own = Models(alone.target, alone.target, alone.tokenizer, {"draft": alone.folders["target"]})
     texts = list(tqdm(replay_texts(text, own, method), total=len(text.told), desc="replay", unit="text", delay=1))
-    click.echo("k\trounds\tdrafted\taccepted\tTAR")
+    click.echo("k\trounds\tdrafted\taccepted\ttokens/check")
     for each in k:
         found = replayed(texts, each)
         click.echo(f"{each}\t{found.rounds:.6g}\t{found.drafted:.6g}\t{found.accepted:.6g}\t{found.tar:.4f}")

@@ -118,7 +118,7 @@ def ms(seconds: float) -> str:
 
 def machine(load: float, cores: int, spread: float = 0.0) -> str:
     """How idle the machine was: its load before the run, and the spread of plain decoding over the turns, where known."""
-    told = f"a load of {load:.1f} on {cores} cores before the run" + (f"; turns lie {spread:.0%} apart" if spread else "")
+    told = f"a load of {load:.1f} on {cores} cores before the run" + (f"; turns differ by {spread:.0%}" if spread else "")
     return f"this machine is busy, measure again when it is idle: {told}" if load > cores / 2 or spread > VARIES else told
 
 

@@ -10,7 +10,7 @@ from flashspec.study.tables import Results
 from flashspec.study.timeline import WHO
 
 PLACE = ["sampling", "target", "draft", "method", "head", "format", "exits", "k", "probes", "shortlist", "interval", "finalize"]
-PLAIN = {"rate": "tokens/s", "acceptance": "acceptance", "tokens_a_check": "tokens/check", "verdict": "times plain decoding"}
+PLAIN = {"rate": "tokens/s", "acceptance": "share accepted", "tokens_a_check": "tokens/check", "verdict": "times plain decoding"}
 SHAPE = ["shape", "layers", "piece", "head", "format", "probes", "shortlist", "rows"]
 DENSE = {"ms": "ms", "megabytes": "MB", "speed": "% of memory speed", "verdict": "times as fast as"}
 AGREED = {"share": "% of rows read", "megabytes": "MB", "agreement": "% agrees with dense", "coverage": "% covered"}
