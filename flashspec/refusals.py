@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 
 ASKED = "FLASHSPEC_TRACEBACK"
 EXPECTED = (ValueError, OSError, ModuleNotFoundError, FloatingPointError)
-FULL = ("not enough memory", "can't allocate memory", "out of memory")
+FULL = ("not enough memory", "can't allocate memory", "Cannot allocate memory", "out of memory")
 DISK = ("(os error ", "inline_container.cc", " requested and ")  # what Rust, torch and numpy say of a full disk
 
 
 def in_words(error: BaseException) -> str:
     """One sentence about an exception: what was wrong, or that flashspec has a defect and how to see where."""
     said = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.strerror:
+    if isinstance(error, OSError) and error.strerror and error.errno != errno.ENOMEM:
         return f"cannot use {error.filename or 'a file'}: {error.strerror}; check the path, and the room on its disk"
     if isinstance(error, UnicodeError):
         return f"a text is not UTF-8 ({said}); convert it"

@@ -104,7 +104,7 @@ def _mixed(seed: int) -> int:
 
 
 def _signed(value: int, bits: int = 32) -> int:
-    value &= (1 << bits) - 1
+    value = int(value) & ((1 << bits) - 1)
     return value - (1 << bits) if value >= 1 << (bits - 1) else value
 
 

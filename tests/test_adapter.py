@@ -64,6 +64,8 @@ def test_a_wrong_draft_is_corrected_through_the_cropped_cache(tmp_path, monkeypa
     write(tmp_path / "draft", "gpt2", roomy | {"n_layer": 1})
     models = load(tmp_path / "target", tmp_path / "draft", dtype="float32", device="cpu")
     assert generate(models, IDS, "dense", max_new_tokens=20, stop=()).tokens == greedy(theirs)
+    assert generate(models, IDS, max_new_tokens=20, stop=()).tokens == greedy(theirs)
+    refused("leave :int4 away", load, tmp_path / "target", f"{tmp_path / 'draft'}:int4", dtype="float32", device="cpu")
     monkeypatch.setattr(AdapterReader, "rewind", lambda self, n: setattr(self, "seen", min(self.seen, n)))
     assert generate(models, IDS, "dense", max_new_tokens=20, stop=()).tokens != greedy(theirs)  # the control: an uncropped cache
 

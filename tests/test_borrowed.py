@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import shelf
@@ -14,6 +15,7 @@ from flashspec.cli.main import status
 from flashspec.models.checkpoint import save_borrowed
 from flashspec.models.packed import PackedLinear
 from flashspec.models.transformer import Transformer
+from flashspec.train.lessons import in_files
 from flashspec.train.taught import copied, draft_pupil
 
 IDS = torch.arange(20) * 7 % 61
@@ -61,6 +63,24 @@ def test_a_second_draft_finds_the_lessons_and_a_run_goes_on(source, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work" / "lessons").iterdir()} == made
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
     assert weights[0] == weights[1]
+    assert taught(source, tmp_path / "c", *work, "--rate", "0.1") == 0
+    assert len(list((tmp_path / "work").glob("m.gguf-2-*"))) == 2  # another recipe is another run
+
+
+@pytest.mark.parametrize("count", [2, 12, 40, 100])
+def test_no_lesson_is_learned_from_and_held_out(count):
+    found = in_files([Path(str(i)) for i in range(count)])
+    rest, held = ({read.args[0] for read in reads} for reads in found)
+    assert not rest & held and len(rest | held) == count and held and rest
+
+
+def test_a_draft_with_other_layers_than_its_card_says_is_refused(source, tmp_path):
+    assert taught(source, tmp_path / "draft") == 0
+    (tmp_path / "draft" / "digests.json").unlink()
+    card = json.loads((tmp_path / "draft" / "config.json").read_text())
+    for layers in (1, 3):
+        (tmp_path / "draft" / "config.json").write_text(json.dumps({**card, "layers": layers}))
+        shelf.refused(f"does not fit its {layers} layers", fs.load, source, tmp_path / "draft")
 
 
 @BOTH

@@ -61,6 +61,9 @@ def test_checks_and_engines_are_held_against_their_like():
     assert list(found["mode"]) == ["each at its fastest", "plain", "with the draft"]
     assert found["ratio"].to_numpy() == pytest.approx(3.0)
     assert chain.peers(ours).empty
+    own = ours["method"] == "draft_model"
+    two = pandas.concat([ours, ours[own].assign(draft="slow", seconds=ours["seconds"] * 9), theirs], ignore_index=True)
+    pandas.testing.assert_frame_equal(chain.peers(two), found)  # a draft that the other engine did not run changes nothing
 
 
 def test_gains_are_those_planted_over_the_dense_head_of_the_format():

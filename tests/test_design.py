@@ -1,5 +1,6 @@
 """What is pruned by importance is closer to its target; designed drafts and trained exits are ready to serve."""
 
+import copy
 import functools
 import json
 from dataclasses import replace
@@ -21,7 +22,7 @@ from flashspec.models.config import ModelConfig
 from flashspec.models.exits import ExitAdapter, rows_at
 from flashspec.models.family import Design
 from flashspec.models.synthetic import synthetic
-from flashspec.train.design import Importance, choose, design_draft, importance, learn_text, prune
+from flashspec.train.design import Importance, Place, choose, design_draft, importance, learn_text, prune
 from flashspec.train.lessons import LessonRecipe, Lessons, heard, learned
 from flashspec.train.reference import REFERENCE, initialise
 from flashspec.train.taught import exit_pupil, untrained
@@ -67,8 +68,19 @@ def pruned(model, rank=lambda scores: scores, **form):
     return prune(model, choose(found, model.config, replace(model.config, **form)))
 
 
-@pytest.mark.parametrize("form", [{"layers": 4}, {"ffn": 24}, {"heads": 2, "kv_heads": 1},
-                                  {"layers": 5, "heads": 2, "kv_heads": 1, "ffn": 40}], ids=str)  # fmt: skip
+def test_the_group_of_heads_that_says_least_is_cut(target):
+    quiet, keeps = copy.deepcopy(target), [number % 2 for number in range(target.config.layers)]
+    half = target.config.heads // 2 * target.config.head_dim
+    for keep, layer in zip(keeps, quiet.blocks, strict=True):
+        layer.attention.out.weight[:, :half].mul_(1 if keep == 0 else 1e-3)
+        layer.attention.out.weight[:, half:].mul_(1 if keep == 1 else 1e-3)
+    found = importance(quiet, windows(stream()[:5000], 8, 32))
+    chosen = choose(found, quiet.config, replace(quiet.config, heads=2, kv_heads=1))
+    assert [group for (group,) in chosen.groups] == keeps
+    assert divergence(quiet, prune(quiet, chosen)) < divergence(quiet, pruned(quiet, lambda s: -s, heads=2, kv_heads=1)) / 10
+
+
+@pytest.mark.parametrize("form", [{"layers": 4}, {"ffn": 24}, {"layers": 5, "ffn": 40}], ids=str)
 def test_importance_beats_chance_and_its_own_reverse(target, form):
     ours, worst = divergence(target, pruned(target, **form)), divergence(target, pruned(target, lambda s: -s, **form))
     chance = []
@@ -118,15 +130,22 @@ def test_text_written_in_batches_is_what_the_plain_model_would_write(target):
 
 
 def test_a_design_in_two_pieces_is_the_same_draft(target, tmp_path, monkeypatch):
-    whole = design_draft(target, stream(), tmp_path / "whole", TINY)
+    whole = design_draft(target, stream(), Place(tmp_path / "whole", tmp_path), TINY)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         shelf.interrupting(patch, Run, "_advance", after=3)
-        design_draft(target, stream(), tmp_path / "cut", TINY)
-    assert same(design_draft(target, stream(), tmp_path / "cut", TINY), whole)
-    assert not same(design_draft(target, stream(), tmp_path / "other", replace(TINY, seed=2)), whole)
+        design_draft(target, stream(), Place(tmp_path / "cut", tmp_path), TINY)
+    assert same(design_draft(target, stream(), Place(tmp_path / "cut", tmp_path), TINY), whole)
+    assert not same(design_draft(target, stream(), Place(tmp_path / "other", tmp_path), replace(TINY, seed=2)), whole)
     curve = (tmp_path / "whole" / "curve.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in curve] == [2, 4] and "accept" in json.loads(curve[0])
-    refused("holds the work on another model, design", design_draft, target, stream(), tmp_path / "whole", replace(TINY, ffn=32))
+    refused(
+        "holds the work on another model, design",
+        design_draft,
+        target,
+        stream(),
+        Place(tmp_path / "whole", tmp_path),
+        replace(TINY, ffn=32),
+    )
 
 
 def test_the_family_is_matched_and_covers_one_to_eight_layers():

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import shelf
@@ -43,9 +44,16 @@ def test_a_reshaped_body_has_the_same_parameters(name, divisor):
     refused("attention alone", reshaped, replace(shape("OPT-125M"), ffn=8), 1)
 
 
+def test_a_target_and_a_draft_of_one_name_are_two_models(home):
+    asked = SimpleNamespace(target=(str(home / "target"),), draft=(str(home / "family" / "target"),))
+    (home / "family").mkdir(exist_ok=True)
+    (home / "family" / "target").symlink_to(home / "flat")
+    assert drafts.folders(asked) == {"target": home / "family" / "target", "target target": home / "target"}
+
+
 def test_drafts_are_found_by_name_and_folder(home):
     assert {"main", "shallow"} <= set(drafts.drafts_of(()))
-    (home / "family").mkdir()
+    (home / "family").mkdir(exist_ok=True)
     (home / "family" / "flat").symlink_to(home / "flat")
     assert set(drafts.drafts_of(("main", str(home / "flat")))) == {"main", "flat"}
     refused("different names", drafts.drafts_of, (str(home / "flat"), str(home / "family" / "flat")))

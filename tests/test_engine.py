@@ -65,12 +65,13 @@ def test_compiled_rows_do_not_depend_on_how_the_text_was_cut(changes, dtype):
         assert torch.equal(rows(KernelEngine(made, 0, 3, 64), *cuts), whole)
 
 
-def test_a_long_prompt_is_carried_in_chunks(monkeypatch):
-    made, (whole, parts) = model({}), (KernelEngine(model({}), 0, 3, 64) for _ in range(2))
-    wanted = rows(whole)
-    monkeypatch.setattr("flashspec.models.engine.CHUNK", 7)
-    assert torch.equal(rows(parts), wanted) and len(parts._scratch) < len(whole._scratch)
-    assert not torch.equal(rows(KernelEngine(made, 0, 3, 64), ids=IDS.flip(0)), wanted)
+def test_a_long_prompt_is_carried_some_rows_at_a_time():
+    made, ids = model({"context": 640}), IDS.repeat(15)
+    whole, parts, half = (KernelEngine(made, 0, 3, 640) for _ in range(3))
+    wanted = rows(whole, ids=ids)
+    assert torch.equal(rows(parts, 100, 300, 450, ids=ids), wanted) and rows(half, ids=ids[:256]).equal(wanted[:256])
+    assert len(whole._scratch) == len(half._scratch) > len(parts._scratch) > 0
+    assert not torch.equal(rows(KernelEngine(made, 0, 3, 640), ids=ids.flip(0)), wanted)
 
 
 @pytest.mark.parametrize(("weights", "loss"), [("int8", 0.03), ("int4", 0.5)])

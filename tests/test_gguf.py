@@ -209,6 +209,16 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path, spoil, said):
     path = tmp_path / "bad.gguf"
     path.write_bytes(spoil((tmp_path / "m.gguf").read_bytes()))
     refused(said, Transformer.load, path)
+    refused(said, fs.load, path, None)
+
+
+def test_a_mixture_of_experts_is_refused_by_its_name(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "qwen3moe")
+    writer.add_tensor("blk.0.ffn_up_exps.weight", np.zeros((2, 3, 32), np.float32))
+    finish(writer)
+    refused("holds the architecture 'qwen3moe'", fs.load, tmp_path / "m.gguf", None)
+    written(tmp_path / "q.gguf", CONFIG, "Q8_0")
+    refused("'auto', its own bits, or 'dense', got 'int4'", fs.load, tmp_path / "q.gguf", None, weights="int4")
 
 
 LONG = torch.arange(30)[None] * 7 % 500

@@ -125,6 +125,16 @@ def test_every_instruction_set_gives_the_same_bits_for_any_number_of_rows(depth,
 
 
 @bits
+def test_what_is_no_number_stays_no_number(bits):
+    x, weight = noise(4, 96), kernels.pack(noise(48, 96, seed=1), bits)
+    wanted = [by(isa, x, weight) for isa in here()]
+    x[1, 40], x[3, 90] = torch.nan, -torch.inf
+    for isa, before in zip(here(), wanted, strict=True):
+        found = by(isa, x, weight)
+        assert found.isnan()[[1, 3]].all() and torch.equal(found[[0, 2]], before[[0, 2]])
+
+
+@bits
 def test_the_control_products_of_unrounded_rows_or_turned_codes_are_told_apart(bits):
     x, weight = noise(5, 96), kernels.pack(noise(48, 96, seed=1), bits)
     found = integers.packed_linear(x, weight)

@@ -181,6 +181,7 @@ def test_of_an_instruction_only_the_answer_is_judged(judged, monkeypatch):
     whole = len(held_out.held_out(params, params.draft[0]).judging)
     monkeypatch.setattr(held_out, "load_prompts", lambda *_: asked)
     held = held_out.held_out(replace(params, edge=(9,)), params.draft[0])
+    assert list(held.bands((99, 9))) == list(held.bands((9, 99))) == ["1-9", "10-99", "100-512"]
     assert len(held.judging) == len(held.kinds) == len(asked) // 2 * (params.new_tokens + 1) < whole
     asked[:] = [next(prompt for prompt in asked if prompt.kind == kind) for kind in ("code", "prose")]
     refused("two prompts of a kind", held_out.held_out, replace(params, edge=(10,)), params.draft[0])

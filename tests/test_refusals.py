@@ -204,6 +204,8 @@ def test_whole_numbers_and_lists_of_other_libraries_are_as_good():
     for prompt in (tuple(toys.PROMPT), np.array(toys.PROMPT), torch.tensor(toys.PROMPT)):
         assert write(**same, prompt=prompt).tokens == expected
     assert fs.Sampling(np.float32(0.5)) == fs.Sampling(0.5)
+    hot, cold = (write(sampling=fs.Sampling(1.0, seed=seed)).tokens for seed in (np.int64(3), 3))
+    assert hot == cold != write(sampling=fs.Sampling(1.0, seed=4)).tokens
     assert fs.build(fs.Method(exits=[2]), duo(), context=np.int64(32))[0].reader.context == 32
     assert fs.Method(exits=[2, 4]) == fs.Method(exits=torch.tensor([2, 4])) == fs.Method(exits=(2, 4))
     assert len({fs.Limits(stop=[5]), fs.Limits(stop=np.array([5])), fs.Limits(stop=(5,))}) == 1

@@ -17,11 +17,12 @@ from flashspec.cli.flags import COUNT, DRAFT, DTYPE, PRECISION, PROMPTS, TARGET,
 from flashspec.decoding.cascade import Event
 from flashspec.decoding.generate import Detokenizer, Request, Stats, count, kinds, own_method, request, weak_exit
 from flashspec.decoding.method import METHODS, Method, method_named
-from flashspec.decoding.models import Models, check_smaller, folder_of, load, own_draft
+from flashspec.decoding.models import Models, check_smaller, folder_of, load, own_draft, rounding
 from flashspec.measure.prompts import load_prompts
 from flashspec.measure.trace import Trace, check_target, check_words, record, replay_texts
 from flashspec.models.adapter import speaker
 from flashspec.models.chat import chat_prompt, generation_defaults
+from flashspec.models.packed import rounded
 from flashspec.models.writing import new_file
 from flashspec.provenance import usable_cores
 from flashspec.sampling import Sampling
@@ -93,9 +94,16 @@ def comparison(done: Done, plain: Done, load: float) -> Iterator[str]:
 @click.command("generate", epilog="Colours of --show: accepted green, corrected red, bonus cyan.")
 @click.argument("prompt", required=False)
 @option("--ids", type=Value(tuple[int, ...]), metavar="1,2,3", help="The prompt as token ids instead of text.")
-@option("--method", type=click.Choice(("auto", *METHODS)), default="auto", help="auto: flash with a draft, else baseline.")
+@option(
+    "--method",
+    type=click.Choice(("auto", *METHODS)),
+    default="auto",
+    help="auto: flash with a draft (dense without a FlashHead), else baseline.",
+)
 @TARGET
-@option("--draft", default="auto", help="auto (the target's own), or named like --target; several for a cascade, smallest first: A,B.")
+@option(
+    "--draft", default="auto", help="auto (the target's own), or named like --target; several for a cascade, smallest first: A,B."
+)
 @option("--chat", is_flag=True, help="Wrap the prompt in the target's chat template.")
 @option("--system", help="With --chat: the system message.")
 @option("--defaults", is_flag=True, help="Sample as the target's generation_config.json says, but for your flags.")
@@ -190,7 +198,7 @@ def record_one(file: Path, target: str, **options: Any) -> None:
 @option("--target", help="The target's folder, to check that it wrote the trace.")
 @option("--k", type=Value(tuple[int, ...]), default="1,2,3,4,5,6,8,10,12", metavar="INTEGER,...", help="Drafted tokens a check.")
 @DTYPE
-@with_flags(Method, skip=("draft", "k", "exits", "finalize", "interval"))
+@with_flags(Method, skip=("draft", "k", "exits", "finalize", "interval", "draft_doubt", "verify_doubt", "middle"))
 def replay_one(file: Path, draft: str, target: str | None, k: tuple[int, ...], **options: Any) -> None:
     """Print rounds, drafted tokens, accepted tokens and tokens per check on the recorded text, for each k."""
     text = Trace.load(file)
@@ -203,7 +211,8 @@ def replay_one(file: Path, draft: str, target: str | None, k: tuple[int, ...], *
     alone = load(folder_of(draft, "draft"), None, options["dtype"], weights="dense")
     check_words(text, alone.tokenizer)
     check_smaller(alone.target.config.body_parameters, text.parameters)
-    own = Models(alone.target, alone.target, alone.tokenizer, {"draft": alone.folders["target"]})
+    model = rounded(alone.target, form) if (form := rounding(draft)[1]) else alone.target
+    own = Models(model, model, alone.tokenizer, {"draft": alone.folders["target"]})
     texts = list(tqdm(replay_texts(text, own, method), total=len(text.told), desc="replay", unit="text", delay=1))
     click.echo("k\trounds\tdrafted\taccepted\ttokens/check")
     for each in k:

@@ -55,7 +55,8 @@ def group() -> None:
 
 
 def status(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit status: 0, 1 for failed notebooks or tables that differ, 2 for an error, 130."""
+    """Run one command line and return its exit status: 0, 1 for failed notebooks or points, or tables that differ, 2
+    for an error, 130."""
     try:
         return group.main(args=None if arguments is None else list(arguments), prog_name="flashspec", standalone_mode=False) or 0
     except click.exceptions.NoArgsIsHelpError as error:
@@ -78,7 +79,10 @@ def status(arguments: Sequence[str] | None = None) -> int:
 
 
 def main() -> None:
-    """The console script; standard output replaces characters that its encoding lacks."""
+    """The console script; a closed standard stream is empty, and output replaces characters that its encoding lacks."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -154,6 +154,8 @@ def own_method(models: Models) -> str:
     """What "auto" means: plain decoding without a draft, else its FlashHead, or its dense head without one."""
     if models.draft is None:
         return "baseline"
+    if models.draft.vocabulary is None:  # rows are logits
+        return "dense"
     try:
         models.head("draft", "flash")
     except FileNotFoundError:

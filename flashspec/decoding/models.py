@@ -12,7 +12,7 @@ from flashspec.heads.registry import VARIANTS, Origin, head_named
 from flashspec.models.adapter import Adapter, AdapterReader, processes
 from flashspec.models.config import ModelConfig, Unsupported
 from flashspec.models.exits import Exit, ExitLayer, exits_file, load_exits
-from flashspec.models.folder import PAIRS, located, published
+from flashspec.models.folder import GGUF, PAIRS, located, published
 from flashspec.models.packed import ROUNDED, rounded
 from flashspec.models.reader import Reader, SpanReader
 from flashspec.models.tokenizer import check_tokenizers, cut_padding, tokenizer_of
@@ -65,6 +65,9 @@ class Models:
     def __post_init__(self) -> None:
         for draft in self.drafts:
             check_pair(draft.config, self.target.config)
+            if draft.device != self.target.device:
+                held = f"the draft is on {draft.device} and its target on {self.target.device}"
+                raise ValueError(f"{held}, since GGUF files are read on the CPU; give device='cpu'")
 
     @property
     def drafts(self) -> tuple[Transformer, ...]:
@@ -184,6 +187,10 @@ def opened(folder: Path, dtype: str, device: str, weights: str = "auto", form: s
     try:
         model = Transformer.load(folder, dtype, device, weights)
     except Unsupported as ours:
+        if folder.suffix == GGUF:  # which transformers does not read for us
+            raise
+        if form:
+            raise ValueError(f"{ours}; only layers of our own architectures are rounded: leave :{form} away") from None
         if weights != "auto":
             raise ValueError(f"{ours}; with weights='auto' transformers may load it") from None
         try:

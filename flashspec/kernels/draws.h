@@ -49,6 +49,8 @@ static int64_t drawn_column(const float *logits, int64_t count, double uniform) 
         seen += own;
         if (own > 0 && seen > goal) break;
     }
+    for (int64_t c = block * PART; last < 0 && c-- > 0;)  // rounding led behind everything that can be drawn
+        if (exp(logits[c] - most) > 0) last = c;
     return last;
 }
 

@@ -34,8 +34,19 @@ static void round_row(const float *x, int64_t depth, int8_t *codes, Rounded *gro
         float from[CELL] = {0}, most = 0;
         memcpy(from, x + g * CELL, count * sizeof(float));
         v8 sizes = {0};
-        for (int i = 0; i < CELL; i += 8) sizes = larger(larger(load_f32(from + i), -load_f32(from + i)), sizes);
-        for (int i = 0; i < 8; i++) most = sizes[i] > most ? sizes[i] : most;
+        i8 wrong = {0};
+        for (int i = 0; i < CELL; i += 8) {
+            v8 some = load_f32(from + i);
+            sizes = larger(larger(some, -some), sizes);
+            wrong |= some != some;
+        }
+        int bad = 0;
+        for (int i = 0; i < 8; i++) most = sizes[i] > most ? sizes[i] : most, bad |= wrong[i];
+        if (bad || most == INFINITY) {  // no code can say it, so the scale does
+            memset(codes + g * CELL, 0, CELL);
+            groups[g] = (Rounded){NAN, NAN, {0, 0}};
+            continue;
+        }
         float inverse = most > 0 ? 127.0f / most : 0, scale = most / 127.0f;
         i8 sums[2] = {{0}, {0}};
         for (int i = 0; i < CELL; i += 8) {
@@ -50,7 +61,7 @@ static void round_row(const float *x, int64_t depth, int8_t *codes, Rounded *gro
     }
 }
 
-// Sixteen half-precision numbers, widened exactly.
+// A half-precision number, widened exactly.
 ALWAYS float from_half(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, mantissa = h & 1023, bits;
     if (!exponent) {

@@ -207,14 +207,16 @@ static void feed_forward(const Shape *s, const Layer *l, float *x, int64_t rows,
 #pragma omp barrier
 }
 
+enum { SOME = 256 };  // rows of a long prompt that are carried at once
+
 // Floats of scratch that carrying `rows` rows on `threads` threads needs.
 static int64_t carrying(const Shape *s, int64_t rows, int64_t threads) {
+    rows = rows < SOME ? rows : SOME;
     int64_t width = (s->heads + 2 * s->kv_heads) * s->head_dim, inner = s->heads * s->head_dim;
     return rows * (width + inner + 3 * s->ffn + s->hidden) + threads * (rows * s->hidden + s->heads / s->kv_heads * (s->context + 8));
 }
 
-// Carry x [rows, hidden] in place through `count` layers; the first row stands at position `start`.
-static void carry(const Shape *s, const Layer *layers, int64_t count, float *x, int64_t rows, int64_t start, float *scratch) {
+static void carry_some(const Shape *s, const Layer *layers, int64_t count, float *x, int64_t rows, int64_t start, float *scratch) {
     int64_t width = (s->heads + 2 * s->kv_heads) * s->head_dim, inner = s->heads * s->head_dim;
     float *qkv = scratch, *mixed = qkv + rows * width, *wide = mixed + rows * inner, *dense = wide + rows * 2 * s->ffn;
     float *part = dense + rows * s->ffn, *own = part + rows * s->hidden;
@@ -228,5 +230,13 @@ static void carry(const Shape *s, const Layer *layers, int64_t count, float *x, 
         attention(s, layers + l, x, rows, start, norm, qkv, mixed, part, weights);
         const void *next = l + 1 < count ? share_of(layers[l + 1].q, inner) : 0;
         feed_forward(s, layers + l, x, rows, next, norm, wide, dense, part);
+    }
+}
+
+// Carry x [rows, hidden] in place through `count` layers; the first row stands at position `start`.
+static void carry(const Shape *s, const Layer *layers, int64_t count, float *x, int64_t rows, int64_t start, float *scratch) {
+    for (int64_t n; rows > 0; x += n * s->hidden, start += n, rows -= n) {
+        n = rows < SOME ? rows : SOME;
+        carry_some(s, layers, count, x, n, start, scratch);
     }
 }

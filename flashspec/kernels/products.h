@@ -2,7 +2,7 @@
 // Every row's arithmetic is the same however many rows are computed together, so verification gives bit for bit
 // what one-token decoding gives. Weights are read from memory once, however many rows there are.
 #pragma once
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(__clang__)  // which knows no target pragma
 #include "integers_x86.h"
 #else
 #include "integers.h"
@@ -148,7 +148,7 @@ static const struct Isa {
     Product *product;
     int (*here)(void);
 } ISAS[] = {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(__clang__)
     {0, product_avx512, has_avx512},
     {1, product_avxvnni, has_avxvnni},
     {2, product_avx2, has_avx2},

@@ -6,12 +6,7 @@
 #if defined(__FMA__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
-#ifdef _OPENMP
 #include <omp.h>
-#else
-static int omp_get_thread_num(void) { return 0; }
-static int omp_get_num_threads(void) { return 1; }
-#endif
 
 enum { F32, BF16, U4, S6, S8 };  // how weights are stored
 

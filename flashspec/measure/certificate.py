@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flashspec.heads.base import DenseHead
-from flashspec.models.reader import SpanReader
+from flashspec.decoding.models import dense_head, spans
 from flashspec.models.transformer import Transformer
 from flashspec.sampling import Dice, Sampling, warp
 
@@ -70,12 +69,12 @@ def certify(one: Sequence[int], other: Sequence[int], prompt: Sequence[int], sco
 
 def target_scorer(target: Transformer, sampling: Sampling) -> Scorer:
     """Scores of a target read in blocks, warped and with the coupling's noise, in units of raw logits."""
-    head = DenseHead(target.norm, target.head_weight)
+    head = dense_head(target.norm, target)
 
     @torch.inference_mode()
     def score(prefix: Sequence[int], block: int) -> Tensor:
-        tokens = torch.tensor(list(prefix), device=target.embed.weight.device)
-        reader = SpanReader(target, context=len(tokens))
+        tokens = torch.tensor(list(prefix), device=target.device)
+        (reader,) = spans(target, (target.config.layers,), len(tokens))
         for stop in range(block, len(tokens) + block, block):
             reader.read(tokens[:stop])
         scores = warp(head(reader.rows[len(tokens) - 1 :]), sampling)

@@ -76,7 +76,10 @@ def parts_of(
     models: Models, writers: Sequence[Method], ks: Sequence[int], text: Sequence[int], sampling: Sampling = GREEDY
 ) -> list[clock.Calls]:
     """The parts of a pair's rounds after a text, in groups of calls that follow each other as in a decode."""
-    context = min(models.context, len(text) + max(ks) + 1)
+    context = len(text) + max(ks) + 1
+    if context > models.context:
+        room = f"a text of {len(text)} tokens leaves no room for {max(ks)} drafted ones in a context of {models.context}"
+        raise ValueError(f"{room}; give shorter prompts, fewer new tokens or a smaller k")
 
     def bench(method: Method) -> Bench:
         return held(build(method, models, sampling, context), text)

@@ -105,8 +105,9 @@ class Llama:
         how = "plain" if not k else "lookup" if lookup else "draft"
         call = {"ids": list(prompt), "tokens": new_tokens, "how": how, "k": k or 0}
         stdin: Any = self._process.stdin
-        stdin.write(json.dumps(call) + "\n")
-        stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # no answer says it
+            stdin.write(json.dumps(call) + "\n")
+            stdin.flush()
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:

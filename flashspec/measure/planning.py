@@ -48,6 +48,8 @@ class Question:
 
     def __post_init__(self) -> None:
         at_least(self, max_k=1, new_tokens=2, per_kind=1, repeats=FEWEST, seconds=0)
+        if self.max_k > 1024:
+            raise ValueError(f"max_k must be at most 1024, got {self.max_k}")
         if not self.head or not self.finalize:
             raise ValueError("a plan needs at least one head and one way to finalise")
         _ = self.sampling, self.methods  # which refuse what they cannot be

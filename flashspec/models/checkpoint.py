@@ -49,7 +49,9 @@ class Checkpoint:
 
     own_bits = False  # no matrix is packed in the file's own bits
 
-    def __init__(self, folder: Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto") -> None:
+    def __init__(
+        self, folder: Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto", layers: int | None = None
+    ) -> None:
         raw, path, self.device = read_config(folder), folder / "config.json", device_named(device)
         config, scheme, generation = from_hf(raw, path), scheme_of(raw, path), folder / "generation_config.json"
         stops = read_as(generation, Generation).eos_token_id if generation.is_file() else None  # transformers prefers these
@@ -65,7 +67,7 @@ class Checkpoint:
         self.dtype = own if dtype == "auto" else dtype_named(dtype)
         group = CELL if self.device.type == "cpu" else self.scheme.group_size  # panels have a scale for every cell
         self.form = Form(self.dtype, group if int4 else 0)
-        refuse_too_large(str(folder), config, self.form, self.device)
+        refuse_too_large(str(folder), replace(config, layers=layers or config.layers), self.form, self.device)
         verify_digests(folder)
         self.tensors = Tensors(folder)
         if config.tied and self._other_head(config):
@@ -107,7 +109,7 @@ class Checkpoint:
         return kinds.pop()
 
     def module(self, name: str, part: Part) -> nn.Module | dict[str, Tensor]:
-        """The weights of one of our modules, read to their device, 4-bit weights a few rows at a time."""
+        """The weights of one of our modules, read to their device."""
         packed = self._packed(part)
         kept = packed and self.form.group > 0
         dense = {leaf: self.shelf.zeros(part.shape(leaf), self.dtype, self.device) for leaf in part.leaves[kept:]}
@@ -184,13 +186,16 @@ class Card(Struct):
 Source = Checkpoint | GgufCheckpoint
 
 
-def opened(source: Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto") -> Source:
-    """What a transformer is filled from, for a Hugging Face folder, a GGUF file or a draft that borrows."""
+def opened(source: Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto", layers: int | None = None) -> Source:
+    """What a transformer is filled from, for a Hugging Face folder, a GGUF file or a draft that borrows.
+
+    Where fewer `layers` will be read than there are, only these must fit the memory.
+    """
     if source.suffix == GGUF:
-        return GgufCheckpoint(source, dtype, weights)
+        return GgufCheckpoint(source, dtype, weights, layers)
     if borrows(source):
         return borrowed(source, dtype, device, weights)
-    return Checkpoint(source, dtype, device, weights)
+    return Checkpoint(source, dtype, device, weights, layers)
 
 
 def borrows(source: Path) -> bool:
@@ -231,8 +236,11 @@ def borrowed(folder: Path, dtype: str, device: str, weights: str) -> Source:
     """The lender of a draft, with the draft's layers in place of its own: in int8 if those are integers."""
     verify_digests(folder)
     card = read_as(folder / "config.json", Card)
-    base = opened(lender(card), dtype, device, weights)
-    lent, tensors, shelf = base.module, Tensors(folder), Shelf()
+    base = opened(lender(card), dtype, device, weights, card.layers)
+    lent, tensors, shelf, shape = base.module, Tensors(folder), Shelf(), replace(base.config, layers=card.layers)
+    names = {f"{name}.{leaf}" for name, part in parts(shape) if name.startswith(LAYERS) for leaf in part.leaves}
+    if wrong := names ^ tensors.where.keys():
+        raise ValueError(f"{folder}: tensor {min(wrong)!r} does not fit its {card.layers} layers; copy the whole folder again")
 
     def module(name: str, part: Part) -> nn.Module | dict[str, Tensor]:
         if not name.startswith(LAYERS):
@@ -243,5 +251,5 @@ def borrowed(folder: Path, dtype: str, device: str, weights: str) -> Source:
             return own
         return PackedLinear([kernels.pack(own["weight"], 8, shelf)], own.get("bias"))
 
-    vars(base).update(config=replace(base.config, layers=card.layers), module=module)
+    vars(base).update(config=shape, module=module)
     return base

@@ -1,7 +1,7 @@
 """How a span of layers is computed: in torch on any device, by the compiled kernels on CPU, or at fixed shapes.
 
 All hold the span's key/value cache. The torch engine is the naive twin that the others must equal. At fixed shapes a position
-is a tensor, so that CUDA can record a forward once. FLASHSPEC_GRAPHS is "auto" (record on CUDA), "0" (the torch engine) or
+is a tensor, so that CUDA can record a forward once. FLASHSPEC_GRAPHS is "auto" (record on CUDA), "0" (nothing recorded) or
 "eager" (fixed shapes without recording).
 """
 
@@ -28,7 +28,6 @@ FLAG = "FLASHSPEC_GRAPHS"
 CHOICES = ("auto", "0", "eager")
 LARGEST = 16  # rows of a fixed shape
 KEYS = 256
-CHUNK = 256  # rows of a prompt that are carried at once
 SHAPE, LAYER = structure("Shape"), structure("Layer")
 
 
@@ -63,7 +62,7 @@ class TorchEngine:
 
     def keep(self, number: int) -> Tensor:
         """From now on, keep the rows that enter the layer of this number, by position [context, hidden]."""
-        self._kept = number, self.model.embed.weight.new_zeros(self.context, self.model.config.hidden)
+        self._kept = number, torch.zeros(self.context, self.model.config.hidden, dtype=self.row_dtype, device=self.model.device)
         return self._kept[1]
 
     def run(self, x: Tensor, start: int) -> Tensor:
@@ -135,12 +134,9 @@ class KernelEngine:
     def run(self, x: Tensor, start: int) -> Tensor:
         x = (self.model.place(x, start) if self.lowest else x).contiguous()
         shape, threads = ctypes.byref(self._shape), torch.get_num_threads()
-        for at in range(0, len(x), CHUNK):
-            part = x[at : at + CHUNK]
-            needed = call("fs_scratch", shape, len(part), threads)
-            if needed > len(self._scratch):  # as large as the largest chunk needed
-                self._scratch = torch.empty(needed)
-            call("fs_span", shape, self._layers, self.count, part, len(part), start + at, threads, self._scratch)
+        if (needed := call("fs_scratch", shape, len(x), threads)) > len(self._scratch):  # as large as the longest text needed
+            self._scratch = torch.empty(needed)
+        call("fs_span", shape, self._layers, self.count, x, len(x), start, threads, self._scratch)
         return x
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flashspec.kernels.build import call, library
-from flashspec.kernels.integers import Packed, Shelf, room
+from flashspec.kernels.integers import BITS, Packed, Shelf, room
 from flashspec.models.config import ModelConfig, Part, Unsupported, divisors, from_hf, parts
 from flashspec.models.memory import dtype_named, refuse_bytes
 from flashspec.models.packed import PackedEmbedding, PackedLinear
@@ -145,7 +145,7 @@ class Gguf:
         told = {}
         for _ in range(count):
             name, dimensions = self._string(), self._whole(4)
-            if dimensions not in (1, 2) or name in told:
+            if not 1 <= dimensions <= 4 or name in told:  # ggml's most; a mixture of experts has three
                 raise ValueError(f"{self.path} gives tensor {name[:40]!r} {dimensions} dimensions, or gives it twice; {AGAIN}")
             told[name] = [self._whole(8) for _ in range(dimensions)], self._whole(4), self._whole(8)
         step = self.facts.get("general.alignment", 32)
@@ -209,18 +209,22 @@ class GgufCheckpoint:
     """The config and tensors of a GGUF file, and the form that its weights take on the CPU.
 
     `dtype` "auto" keeps quantised matrices in their own bits (without a C compiler: float32); another dtype, or `weights`
-    "dense", widens all of them. ValueError unless the file holds exactly the model that its facts describe.
+    "dense", widens all of them. Of a file that lends its embedding, only `layers` layers must fit the memory. ValueError
+    unless the file holds exactly the model that its facts describe.
     """
 
     device = torch.device("cpu")
 
-    def __init__(self, path: Path, dtype: str = "auto", weights: str = "auto") -> None:
+    def __init__(self, path: Path, dtype: str = "auto", weights: str = "auto", layers: int | None = None) -> None:
         self.file, self.shelf = opened(path), Shelf()
         self.config = config_of(self.file)
+        if weights not in ("auto", "dense"):
+            raise ValueError(f"{path}: weights of a GGUF file are 'auto', its own bits, or 'dense', got {weights!r}")
         self.own_bits = dtype == "auto" and weights != "dense" and library() is not None
         self.dtype = torch.float32 if dtype == "auto" else dtype_named(dtype)
-        wide = 0 if self.own_bits else self.dtype.itemsize * (self.config.body_parameters + 2 * self.config.head_parameters)
-        refuse_bytes(str(path), path.stat().st_size + wide + 12 * self.config.context * self.config.head_dim, self.device)
+        beyond = tuple(f"blk.{index}." for index in range(layers or self.config.layers, self.config.layers))
+        needed = sum(self._bytes(entry) for name, entry in self.file.tensors.items() if not name.startswith(beyond))
+        refuse_bytes(str(path), needed + 12 * self.config.context * self.config.head_dim, self.device)
         extra = self.file.tensors.keys() - {DIVISORS}
         for _, part in parts(self.config):
             for source, rows in part.rows.items():
@@ -233,6 +237,10 @@ class GgufCheckpoint:
                     extra.discard(name)
         if extra:
             raise ValueError(f"{path}: its facts describe a model without the tensor {min(extra)!r} ({len(extra)} such); {AGAIN}")
+
+    def _bytes(self, entry: Entry) -> int:
+        bits = BITS[KINDS[entry.type][1]] + 1 if self.own_bits and entry.type in KINDS else 8 * self.dtype.itemsize
+        return prod(entry.shape) * bits // 8  # a panel's scales are a bit for each weight
 
     def module(self, name: str, part: Part) -> nn.Module | dict[str, Tensor]:
         """The weights of one of our modules; raw bytes are read in place from the file."""

@@ -68,15 +68,14 @@ def rounded(given: Model, weights: str) -> Model:
     if model.device.type != "cpu":
         where = f"this model is on {model.device}; name the draft without :{weights}"
         raise ValueError(f"layers are rounded for the CPU kernels, and {where}")
-    twin, shelf, bits = model.with_layers(copy.deepcopy(model.layers)), Shelf(), ROUNDED[weights]
+    shared = {id(each): each for each in (*model.layers.parameters(), *model.layers.buffers())}  # not copied
+    twin, shelf, bits = model.with_layers(copy.deepcopy(model.layers, shared)), Shelf(), ROUNDED[weights]
     for part in [part for layer in twin.blocks for part in (layer.attention, layer.mlp)]:
         for name, child in part.named_children():
             if isinstance(child, nn.Linear | PackedLinear):
                 found = child.packed if isinstance(child, PackedLinear) else [pack(child.weight, bits, shelf)]
                 found = [each if BITS[each.kind] <= bits else pack(each.dequantised(), bits, shelf) for each in found]
                 setattr(part, name, PackedLinear(found, None if child.bias is None else child.bias.detach()))
-            elif hasattr(child, "in_features"):
-                raise ValueError(f"layers that are quantised cannot be rounded to {weights}; name the draft without its format")
     return cast(Model, twin)
 
 

@@ -92,7 +92,7 @@ def from_gguf(file: Gguf) -> Any:
     if kind != "gpt2" or pre not in PRE:
         raise ValueError(
             f"{file.path} splits text as {kind!r} with {pre!r}, readable are byte pairs ('gpt2') with {', '.join(PRE)}; "
-            "give the prompt as token ids, or the model's Hugging Face folder"
+            "give the model's Hugging Face folder"
         )
     tokens, kinds = _texts(file, "tokens"), file.facts.get("tokenizer.ggml.token_type", [])
     ids = {token: i for i, token in _words(file).items()}
@@ -142,7 +142,9 @@ def special_tokens(file: Gguf) -> dict[str, str]:
 def _texts(file: Gguf, name: str) -> list[str]:
     found = file.facts.get(f"tokenizer.ggml.{name}")
     if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
-        raise ValueError(f"{file.path} holds no tokenizer.ggml.{name}; give the prompt as token ids, or fetch the file again")
+        raise ValueError(
+            f"{file.path} holds no tokenizer.ggml.{name}; give the model's Hugging Face folder, or fetch the file again"
+        )
     return found
 
 

@@ -9,6 +9,7 @@ import json
 import tomllib
 from collections.abc import Callable, Mapping
 from functools import reduce
+from math import isnan
 from operator import truediv
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def table(root: Path | None = None) -> str:
         return "No table is stored yet: `make book` measures them."
     lines = answers(REAL, tables).dropna(subset=["ratio"])
     asked = pivoted(lines, ["question"], "temperature", "verdict").set_index("question").fillna("")
-    asked = asked.reindex(lines["question"].unique()).rename(columns=lambda hot: f"T = {hot:g}" if hot else "greedy")
+    asked = asked.rename(columns=lambda hot: f"T = {hot:g}" if hot else "greedy")
     rows = [["", *asked], ["---"] * (len(asked.columns) + 1), *asked.itertuples()]
     machines = "; ".join(dict.fromkeys(each.machine for each in tables.values()))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\nMeasured on {machines}."
@@ -164,6 +165,7 @@ def judged(printed: float, line: dict[str, Any]) -> dict[str, str]:
     """A measured line beside a printed ratio: they agree where the interval contains it."""
     agrees = line["low"] <= printed <= line["high"]
     verdict = "agrees" if agrees else "differs: more here" if line["ratio"] > printed else "differs: less here"
+    verdict = "not testable here" if isnan(line["low"]) else verdict
     heat = line.get("temperature")
     sampling = "" if heat is None else f"T = {heat:g}" if heat else "greedy"
     return {"sampling": sampling, "measured": line["verdict"], "verdict": verdict}

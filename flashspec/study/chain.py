@@ -16,7 +16,7 @@ STAGES = ("projection", "draft step", "text, eager", "text, deferred")
 SHAPES = {  # shapes of named models, and what a race calls the drafts among them
     "reference-draft": "main", "reference-shallow": "shallow", "qwen-draft": "qwen", "qwen": "qwen, the target",
 }  # fmt: skip
-PLACE = ["shape", "layers", "piece"]
+PLACE = ["shape", "layers", "body", "piece", "k"]
 SIZE = ["head", "format", "probes", "shortlist"]
 CLUSTERING = ["metric", "homes", "cluster_size"]
 USUAL = 16  # ids a cluster
@@ -113,13 +113,13 @@ def checks(frame: DataFrame) -> DataFrame:
 
 
 def peers(frame: DataFrame, other: str = "transformers") -> DataFrame:
-    """flashspec over another engine on the same prompts: plain, with the draft at each one's best k, and each at its fastest."""
+    """flashspec over another engine on the same prompts: plain, with a draft at each one's best k, and each at its fastest."""
     rows = frame[(frame["head"] == "dense") & frame["method"].isin(["baseline", "draft_model"])]
     mode = np.where(rows["method"] == "baseline", "plain", "with the draft")
     way = frame["draft"] + " " + frame["method"] + " " + frame["head"]
-    rows = joined([rows.assign(mode=mode), frame.assign(mode="each at its fastest", exits=way)])
+    rows = joined([rows.assign(mode=mode), frame.assign(mode="each at its fastest", exits=way, draft="")])
     rows = rows.assign(side=rows["engine"], engine="", method="")
-    return compare.gain(rows, {"side": other}, [*CONTEXT, "mode"], ["side"])
+    return compare.gain(rows, {"side": other}, [*CONTEXT, "mode", "draft"], ["side"])
 
 
 def recalls(frame: DataFrame, *by: str) -> DataFrame:

@@ -30,8 +30,11 @@ def totals(rows: DataFrame, by: Sequence[str]) -> DataFrame:
 
 
 def best(frame: DataFrame, by: Sequence[str] = (*CONTEXT, *WHO)) -> DataFrame:
-    """The rows of the setting (k, probes, exits, ...) with the most tokens a second, in each group of these columns."""
-    rows, keys = frame[~frame["screened"]], [*by, *(name for name in SETTING if name not in by)]
+    """The rows of the setting (k, probes, exits, ...) with the most tokens a second, in each group of these columns.
+
+    A draft, method, head or format that is not among the columns is a part of the setting.
+    """
+    rows, keys = frame[~frame["screened"]], [*by, *(name for name in (*WHO, *SETTING) if name not in by)]
     ranked = totals(rows, keys).sort_values("rate", ascending=False, kind="stable")
     return rows.merge(ranked.drop_duplicates(list(by))[keys], on=keys)
 

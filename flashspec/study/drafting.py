@@ -86,7 +86,7 @@ def required(frame: DataFrame) -> DataFrame:
     rows, keys = drafted(frame), [*KEYS, "head", "k"]
     rows = best(rows[(rows["method"] == "draft_model") & (rows["finalize"] == "deferred")], keys[:-1])
     burst = rows.groupby(keys)["burst_seconds"].median().rename("burst")
-    plain = totals(frame[frame["method"] == "baseline"], CONTEXT)[[*CONTEXT, "rate"]]
+    plain = totals(frame[(frame["method"] == "baseline") & ~frame["screened"]], CONTEXT)[[*CONTEXT, "rate"]]
     table = totals(rows, keys).join(burst, on=keys).merge(plain, on=CONTEXT, suffixes=("", "_plain"))
     a_round, fastest = table["seconds"] / table["rounds"], table.groupby(CONTEXT)["rate"].transform("max")
     tokens = {"alpha": table["tar"], "even": a_round * table["rate_plain"], "best": a_round * fastest}

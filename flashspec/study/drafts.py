@@ -46,9 +46,12 @@ def chains_of(names: Sequence[str]) -> list[dict[str, Path]]:
 def folders(params: Any) -> dict[str, Path]:
     """Checkpoint folders of the targets and drafts that parameters name; their digests enter the origin."""
     targets = (params.target,) if isinstance(params.target, str) else params.target
-    found = {short_name(name): folder_of(name, "target") for name in targets}
+    found = dict[str, Path]()
     for chain in chains_of(params.draft) if hasattr(params, "draft") else ():
         found |= chain
+    for name in targets:
+        short = short_name(name)
+        found[f"target {short}" if short in found else short] = folder_of(name, "target")
     return found
 
 

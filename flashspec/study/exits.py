@@ -115,8 +115,13 @@ def trained(params: Params, target: str) -> Iterator[Row]:
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         point = json.loads(line)
         depths = sorted(int(name.removeprefix("loss_")) for name in point if name.startswith("loss_"))
-        whole: dict[str, Any] = {"target": short_name(target), "source": "training", "against": depths[-1], "layers": depths[-1]}
-        for depth in depths[:-1]:
+        for depth in depths[:-1]:  # none in the curve of a draft
+            whole: dict[str, Any] = {
+                "target": short_name(target),
+                "source": "training",
+                "against": depths[-1],
+                "layers": depths[-1],
+            }
             means = (point[f"accept_{depth}"], point[f"loss_{depth}"], point[f"loss_{depths[-1]}"])
             yield Row(depth=depth, step=int(point["step"]), **whole, **dict(zip(MEANS, means, strict=True)))
 

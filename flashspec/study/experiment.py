@@ -109,11 +109,13 @@ class Experiment:
     def _measured(self, params: Any, path: Path, fresh: bool, progress: bool) -> Results:
         """Measure and store, unless another process did so during the wait.
 
-        Finished points are kept beside the table until all are; those of other code, machine or columns in a folder of their own.
+        Finished points are kept beside the table until all are; those of other code, versions, models, machine or columns
+        in a folder of their own.
         """
         from tqdm import tqdm
 
-        here = provenance.short_hash([provenance.source(), provenance.machine(), list(tables.columns(self.row))])
+        made = [provenance.source(), provenance.versions(), provenance.machine(), self.digests(params)]
+        here = provenance.short_hash([*made, list(tables.columns(self.row))])
         unfinished = path.with_suffix(f".{here}.part")
         with tables.held(path):
             if not fresh and (found := tables.read(path, self.row)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -55,8 +56,8 @@ class HeldOut:
         """Judging rows [n] by the rank of their wanted id in the tuning texts: up to each edge, then the rest."""
         vocab = self.dense.vocab_size
         ranks = 1 + ranked_by_frequency(self.counted, vocab).argsort()[self.answers[1]]
-        pairs = zip((0, *edges), (*edges, vocab), strict=True)
-        return {f"{low + 1}-{high}": (ranks > low) & (ranks <= high) for low, high in pairs}
+        ends = [0, *sorted(set(edges)), vocab]
+        return {f"{low + 1}-{high}": (ranks > low) & (ranks <= high) for low, high in pairwise(ends)}
 
     def head(self, name: str) -> Any:
         """A head of the draft by name; those that rank ids count them in the tuning texts."""

@@ -28,6 +28,7 @@ from flashspec.models.config import ModelConfig
 from flashspec.models.folder import PAIRS, published
 from flashspec.models.gguf import config_of as gguf_config
 from flashspec.models.gguf import opened
+from flashspec.models.memory import device_named
 from flashspec.models.synthetic import random_rows, reshaped, shape, synthetic
 from flashspec.models.transformer import Transformer
 from flashspec.study.experiment import Experiment, by
@@ -120,7 +121,10 @@ class Piece(NamedTuple):
 def measure(params: Params) -> Iterator[Row]:
     """Time the pieces of a round, all of one shape and of its spreads in turns."""
     configs = [config_of(params.shape[0], params.layers[0], spread) for spread in params.spread]
-    speed, pieces = clock.roof(params.device), [piece for config in configs for piece in pieces_of(config, params)]
+    speed, pieces = (
+        clock.roof(str(device_named(params.device))),
+        [piece for config in configs for piece in pieces_of(config, params)],
+    )
     for megabytes in dict.fromkeys((params.cold_megabytes, 0)):
         chosen = [piece for piece in pieces if piece.facts.get("cold_megabytes", 0) == megabytes]
         lines = timed(chosen, params.repeats, 2, params.device, megabytes)

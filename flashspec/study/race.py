@@ -181,13 +181,12 @@ def twin_digests(field: Sequence[Racer], prompts: Sequence[Prompt], params: Para
     """Digests of float32 texts of the first prompts of each kind, where the rule promises equal texts."""
     if not params.twins or not field[0].owes_the_text:
         return {}
-    names, found = {racer.name for racer in field}, {}
+    names, found = {racer.name for racer in field}, dict[tuple[str, int], str]()
     twins = racers(replace(params, dtype=("float32",), weights="dense"))
     for number, (before, prompt) in enumerate(numbered(prompts)):
         for racer in twins if before < params.twins else ():
-            name = racer.name.replace("float32", params.dtype[0])
-            if name in names:
-                found[name, number] = text_digest(racer.run(prompt, params.new_tokens).tokens)
+            if racer.name in names:
+                found[racer.name, number] = text_digest(racer.run(prompt, params.new_tokens).tokens)
     return found
 
 

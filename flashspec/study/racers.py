@@ -195,7 +195,6 @@ def _racer(params: Any, name: str, method: Method, models: Models, facts: dict[s
     form = dtype_of(writer.vocabulary) if dtype == "auto" else dtype
     columns = {
         "head": method.head,
-        "format": format_of(method.head, form),
         "probes": method.probes or 0,
         "shortlist": method.shortlist or 0,
         "k": 0 if method.writer_is_target else method.k,
@@ -203,6 +202,12 @@ def _racer(params: Any, name: str, method: Method, models: Models, facts: dict[s
         "interval": method.interval if len(method.exits) > 1 or models.between else 0,
         "finalize": method.finalize,
     }
-    shared = {"dtype": dtype, "weights": params.weights, "temperature": sampling.temperature, "rule": sampling.rule}
+    shared = {
+        "format": format_of(method.head, form),
+        "dtype": dtype,
+        "weights": params.weights,
+        "temperature": sampling.temperature,
+        "rule": sampling.rule,
+    }
     unique = " ".join(map(str, (facts.get("engine", ""), name, facts.get("draft", ""), *columns.values())))
     return Racer(unique, {**facts, "method": name, **columns, **shared}, models, method, sampling)

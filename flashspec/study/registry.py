@@ -87,7 +87,7 @@ def again(path: Path) -> str | None:
         here, there = experiment.digests(params), facts["models"]
     except (LookupError, OSError, ValueError) as error:
         return f"its experiment, parameters or models are not here ({error})"
-    same = {name: there.get(name) for name in here} == here
+    same = all(there.get(name, found) == found for name, found in here.items())
     if not same or (experiment.version, canonical(params)) != (facts["version"], facts["params"]):
         return f"{experiment.name} has another version, other parameters or other models now"
     rows = [tables.cells(row, experiment.row) for point in experiment.split(params) for row in experiment.function(point)]
@@ -127,7 +127,7 @@ def _models(params: Any) -> dict[str, Path]:
         named = "+".join(map(str, value if isinstance(value, list) else [value])).split("+")
         for each in named if role in ("target", "draft") else ():
             with suppress(OSError, ValueError):
-                found[each] = folder_of(each, role)
+                found[f"{role} {each}" if each in found else each] = folder_of(each, role)
     return found
 
 

@@ -11,7 +11,7 @@ from flashspec.study.timeline import WHO
 
 PLACE = ["sampling", "target", "draft", "method", "head", "format", "exits", "k", "probes", "shortlist", "interval", "finalize"]
 PLAIN = {"rate": "tokens/s", "acceptance": "share accepted", "tokens_a_check": "tokens/check", "verdict": "times plain decoding"}
-SHAPE = ["shape", "layers", "piece", "head", "format", "probes", "shortlist", "rows"]
+SHAPE = ["shape", "layers", "piece", "k", "head", "format", "probes", "shortlist", "rows"]
 DENSE = {"ms": "ms", "megabytes": "MB", "speed": "% of memory speed", "verdict": "times as fast as"}
 AGREED = {"share": "% of rows read", "megabytes": "MB", "agreement": "% agrees with dense", "coverage": "% covered"}
 HELD = {"perplexity": "perplexity", "right": "best token right", "chosen": "continuations found"}
@@ -26,7 +26,7 @@ def pieces(frame: DataFrame) -> DataFrame:
         found.append(costs.assign(verdict="dense: " + costs["verdict"]))
     if len(rows) < len(frame):
         checks = chain.checks(frame)
-        found.append(checks.assign(piece="check", verdict="1 row: " + (1 / checks["ratio"]).map("{:.2f}×".format).astype(str)))
+        found.append(checks.assign(piece="check", verdict=(1 / checks["ratio"]).map("1 row: {:.2f}×".format, na_action="ignore")))
     return joined(found)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -142,19 +143,22 @@ def check_fit(stream: np.ndarray, target: ModelConfig, design: Design) -> None:
 
 
 def design_draft(
-    target: Transformer, stream: np.ndarray, folder: Path, design: Design, shared: Path | None = None
+    target: Transformer, stream: np.ndarray, place: Place, design: Design, files: Mapping[str, str] | None = None
 ) -> Transformer:
     """Prune a dense float32 target on a stream of ids, then train; a second run in the same folder continues the first.
 
-    The last tenth of the stream is held out. Designs of one target, seed and batch may keep its texts and rows in one `shared`
-    folder. Raises ValueError for a folder of another design.
+    The last tenth of the stream is held out. Designs of one target, seed and batch may keep its texts and rows in one shared
+    folder. `files` are digests of the target's. Raises ValueError for a folder of another design or target.
     """
     check_fit(stream, target.config, design)
-    claim(folder / "design.json", facts_of(target.config, design))
+    folder = place.work
+    claim(folder / "design.json", facts_of(target.config, design, files))
+    if place.shared:
+        claim(place.shared / "target.json", {"target_files": files})
     train, held = np.split(stream, [int(len(stream) * (1 - HELD_OUT))])
-    draft, place = prune(target, _choice(target, train, folder, design)), shared or folder
-    own = written(target, train, place / "texts", design) if design.written and design.steps else None
-    texts = Texts(design.seed, None if design.written else train, own, held, place / "teacher")
+    draft, kept_in = prune(target, _choice(target, train, folder, design)), place.shared or folder
+    own = written(target, train, kept_in / "texts", design) if design.written and design.steps else None
+    texts = Texts(design.seed, None if design.written else train, own, held, kept_in / "teacher")
     distill(draft, target, texts, folder, design)
     return draft.eval().requires_grad_(False)
 
@@ -167,9 +171,9 @@ def distill(draft: Transformer, target: Transformer, texts: Texts, folder: Path,
     run.train(partial(learn, texts, design), lambda: acceptance(target, draft, texts.held, design.length))
 
 
-def facts_of(target: ModelConfig, design: Design) -> dict[str, Any]:
-    """What distinguishes drafts, as JSON: the design and the shape of the target."""
-    return json.loads(json.dumps({"design": asdict(design), "target": asdict(target)}))
+def facts_of(target: ModelConfig, design: Design, files: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What distinguishes drafts, as JSON: the design, and the shape and the files of the target."""
+    return json.loads(json.dumps({"design": asdict(design), "target": asdict(target), "target_files": files}))
 
 
 def _choice(target: Transformer, stream: np.ndarray, folder: Path, design: Design) -> Choice:
@@ -221,21 +225,23 @@ def make_draft(models: Models, stream: np.ndarray, place: Place, design: Design,
 
     Raises what `design_draft` and `fresh_folder` raise; then nothing is made.
     """
-    source, facts = models.folders["target"], facts_of(models.target.config, design)
+    source = models.folders["target"]
+    files = model_digests(source)
+    facts = facts_of(models.target.config, design, files)
     about = {"method": "draft_model", "model": str(place.out), "num_speculative_tokens": k}
     wanted = {"design.json": facts, "speculative.json": about}
     if {name: read_as(place.out / name, dict) for name in wanted if (place.out / name).is_file()} == wanted:
         return place.out
     refuse_input(place.work, [source])
     with fresh_folder(place.out, [source, place.work]) as part:
-        draft = design_draft(models.target, stream, place.work, design, place.shared)
+        draft = design_draft(models.target, stream, place, design, files)
         draft.save(part)
         write_speech(source, models.tokenizer, part)
         carry(place.work, part, ("curve.jsonl", "choice.json", "design.json"))
         write_json(about, part / "speculative.json")
         size = f"{draft.config.layers} layers, {draft.config.body_parameters:,} parameters in layers, width {draft.config.hidden}"
         said = f"Pruned from {source.name} and trained as this says: {size}."
-        write_card(part, "A draft made by flashspec", said, facts | {"target_files": model_digests(source)})
+        write_card(part, "A draft made by flashspec", said, facts)
         write_digests(part)
     return place.out
 

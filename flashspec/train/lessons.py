@@ -153,9 +153,10 @@ def written(model: Transformer, turns: Turns, folder: Path, recipe: LessonRecipe
 
 
 def in_files(files: list[Path]) -> Lessons:
-    """Lessons from files, ValueError for a damaged one; one file in HELD is held out."""
+    """Lessons from files, ValueError for a damaged one; one file in HELD is held out, of fewer the last."""
     reads = [partial(read, path) for path in files]
-    return Lessons([read for i, read in enumerate(reads) if i % HELD != HELD - 1], reads[HELD - 1 :: HELD] or reads[:1])
+    last = min(HELD, len(reads)) - 1
+    return Lessons([read for i, read in enumerate(reads) if i % HELD != last], reads[last::HELD])
 
 
 def taught(models: Models, source: Path, work: Path, recipe: LessonRecipe) -> Lessons:

@@ -18,6 +18,7 @@ from flashspec.models.exits import Exit, ExitAdapter, ExitLayer, check_layers, e
 from flashspec.models.tokenizer import check_tokenizers
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import carry, extended, fresh_folder, write_digests, write_json
+from flashspec.provenance import model_digests, short_hash
 from flashspec.train import corpus
 from flashspec.train.design import choose, importance
 from flashspec.train.lessons import TEXTS, LessonRecipe, Lessons, Pupil, heard, learned, taught
@@ -65,7 +66,10 @@ def train_exits(
         model, recipe = models.target, fitted(models.target, recipe)
         exits, place = untrained(model, recipe), Path(scratch) if recipe.rank else work
         lessons = of_text(models, text, recipe) if recipe.rank else taught(models, source, work, recipe)
-        found = {n: learned(exit_pupil(model, own, n), lessons, place / f"exit-{n}", recipe) for n, own in exits.items()}
+        found = {
+            n: learned(exit_pupil(model, own, n), lessons, place / f"exit-{n}-{short_hash(asdict(recipe))}", recipe)
+            for n, own in exits.items()
+        }
         save_exits(exits, path)
     return found
 
@@ -115,7 +119,8 @@ def train_borrowed(target: Path, base: Path, out: Path, work: Path, recipe: Less
         lends = models.target if base == target else check_ours(load(base, None, "bfloat16", "cpu", "dense").target)
         del models.target
         kept = choose(importance(lends, lessons.rest[0]()["ids"].long()), shape, replace(shape, layers=recipe.layers)).layers
-        layers, folder = copied(lends, kept), work / f"{base.stem}-{recipe.layers}"
+        layers, key = copied(lends, kept), short_hash([model_digests(base), asdict(recipe)])
+        folder = work / f"{base.name}-{recipe.layers}-{key}"
         accept, agree = learned(draft_pupil(lends, layers), lessons, folder, recipe)
         save_borrowed(layers, base, part)
         about = {**asdict(recipe), "texts_a_step": TEXTS, "kept": kept, "accept": accept, "agree": agree}
