@@ -125,6 +125,15 @@ def test_every_instruction_set_gives_the_same_bits_for_any_number_of_rows(depth,
 
 
 @bits
+def test_the_largest_codes_of_both_signs_pass_no_sum(bits):
+    x, weight = torch.ones(2, 64), kernels.pack(torch.ones(16, 64), bits)
+    x[1], other = -1, kernels.pack(-torch.ones(16, 64), bits)
+    for isa in here():
+        found = torch.stack([by(isa, x, each) for each in (weight, other)])
+        assert torch.allclose(found, torch.tensor([[64.0, -64], [-64, 64]])[:, :, None].expand(2, 2, 16), rtol=0.01), isa
+
+
+@bits
 def test_what_is_no_number_stays_no_number(bits):
     x, weight = noise(4, 96), kernels.pack(noise(48, 96, seed=1), bits)
     wanted = [by(isa, x, weight) for isa in here()]

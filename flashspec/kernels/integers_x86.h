@@ -197,58 +197,75 @@ INLINE __m256i four_256(const int8_t *x) {
     return _mm256_set1_epi32(four);
 }
 
-// Without the instruction, codes of more than six bits go by nibbles, since pairs of their products would pass 16 bits.
-INLINE __m256i dot_avx2(__m256i sum, int kind, __m256i w, __m256i x) {
-    const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-    if (kind != S8) return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), ones));
-    __m256i nibbles = _mm256_and_si256(w, low), others = _mm256_and_si256(_mm256_srli_epi16(w, 4), low);
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(nibbles, x), ones));
-    return _mm256_add_epi32(sum, _mm256_slli_epi32(_mm256_madd_epi16(_mm256_maddubs_epi16(others, x), ones), 4));
+// The products of eight rows' codes with x, in `a` of columns 0 to 15 and in `b` of the others; of a 4-bit cell all in `a`.
+// Pairs of products are added up in 16 bits for as long as they fit: eight vectors of 4-bit codes, two of 6-bit ones. Codes of
+// 8 bits are centred first, so that one pair fits.
+INLINE void dots_avx2(int kind, const __m256i *w, const int8_t *x, const Rounded *group, __m256i *a, __m256i *b) {
+    const __m256i ones = _mm256_set1_epi16(1), sign = _mm256_set1_epi8(-128);
+    __m256i pairs[8];
+    for (int j = 0; j < 8; j++) {
+        __m256i four = four_256(x + j * 4), own = kind == S8 ? _mm256_xor_si256(w[j], sign) : w[j];
+        pairs[j] = kind == S8 ? _mm256_maddubs_epi16(_mm256_abs_epi8(own), _mm256_sign_epi8(four, own)) : _mm256_maddubs_epi16(own, four);
+        if (kind == U4 && j) pairs[0] = _mm256_add_epi16(pairs[0], pairs[j]);
+        if (kind == S6 && j % 2) pairs[j - 1] = _mm256_add_epi16(pairs[j - 1], pairs[j]);
+    }
+    *a = _mm256_madd_epi16(pairs[0], ones), *b = _mm256_setzero_si256();
+    if (kind == U4) return;
+    *b = _mm256_madd_epi16(pairs[4], ones);
+    for (int j = kind == S6 ? 2 : 1; j < 4; j += kind == S6 ? 2 : 1) {
+        *a = _mm256_add_epi32(*a, _mm256_madd_epi16(pairs[j], ones));
+        *b = _mm256_add_epi32(*b, _mm256_madd_epi16(pairs[4 + j], ones));
+    }
+    if (kind == S8) return;
+    *a = _mm256_sub_epi32(*a, _mm256_set1_epi32(centre_of(kind) * group->sums[0]));
+    *b = _mm256_sub_epi32(*b, _mm256_set1_epi32(centre_of(kind) * group->sums[1]));
 }
 
-#define ROWS_256(NAME, DOT)                                                                                                            \
+// Both halves of a panel in one pass, so that memory is read while products are made.
+#define ROWS_256(NAME, DOTS)                                                                                                           \
     INLINE void NAME(const uint8_t *cells, int kind, int64_t count, int rows, const int8_t *codes, const Rounded *groups, float *out, int64_t stride) { \
-        for (int at = 0; at < 64; at += 32) {                                                                                          \
-            __m256 sum[AT_ONCE];                                                                                                       \
-            for (int r = 0; r < rows; r++) sum[r] = _mm256_setzero_ps();                                                               \
-            for (int64_t g = 0; g < count; g++) {                                                                                      \
-                const uint8_t *cell = cells + g * cell_of(kind), *numbers = cell + codes_of(kind) + at / 2;                            \
-                if (at == 0) FETCHED(kind);                                                                                            \
-                __m256i w[8];                                                                                                          \
-                for (int j = 0; j < 8; j++) w[j] = codes_256(cell, kind, at, j);                                                       \
-                __m256 first = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)numbers));                                             \
-                __m256 second = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(numbers + 32)));                                     \
+        __m256 sum[2][AT_ONCE];                                                                                                        \
+        for (int r = 0; r < rows; r++) sum[0][r] = sum[1][r] = _mm256_setzero_ps();                                                    \
+        for (int64_t g = 0; g < count; g++) {                                                                                          \
+            const uint8_t *cell = cells + g * cell_of(kind), *numbers = cell + codes_of(kind);                                         \
+            FETCHED(kind);                                                                                                             \
+            for (int half = 0; half < 2; half++) {                                                                                     \
+                __m256i w[8], a, b;                                                                                                    \
+                for (int j = 0; j < 8; j++) w[j] = codes_256(cell, kind, half * 32, j);                                                \
+                __m256 first = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(numbers + half * 16)));                               \
+                __m256 second = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(numbers + 32 + half * 16)));                         \
                 for (int r = 0; r < rows; r++) {                                                                                       \
-                    const int8_t *x = codes + (r * count + g) * CELL;                                                                  \
                     const Rounded *group = groups + r * count + g;                                                                     \
-                    __m256i a = _mm256_setzero_si256(), b = a;                                                                         \
-                    if (kind != U4) a = _mm256_set1_epi32(-centre_of(kind) * group->sums[0]), b = _mm256_set1_epi32(-centre_of(kind) * group->sums[1]); \
-                    for (int j = 0; j < 4; j++) {                                                                                      \
-                        a = DOT(a, kind, w[j], four_256(x + j * 4));                                                                   \
-                        b = DOT(b, kind, w[j + 4], four_256(x + 16 + j * 4));                                                          \
-                    }                                                                                                                  \
-                    __m256 scale = _mm256_set1_ps(group->scale);                                                                       \
-                    if (kind == U4) {                                                                                                  \
-                        sum[r] = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(a, b)), scale), first, sum[r]);     \
-                        sum[r] = _mm256_fnmadd_ps(_mm256_set1_ps(group->offset), second, sum[r]);                                      \
-                    } else {                                                                                                           \
-                        sum[r] = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(a), scale), first, sum[r]);                          \
-                        sum[r] = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(b), scale), second, sum[r]);                         \
-                    }                                                                                                                  \
+                    DOTS(kind, w, codes + (r * count + g) * CELL, group, &a, &b);                                                      \
+                    __m256 scale = _mm256_set1_ps(group->scale), *to = sum[half] + r;                                                  \
+                    *to = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(a), scale), first, *to);                                    \
+                    if (kind == U4) *to = _mm256_fnmadd_ps(_mm256_set1_ps(group->offset), second, *to);                                \
+                    else *to = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(b), scale), second, *to);                              \
                 }                                                                                                                      \
             }                                                                                                                          \
-            for (int r = 0; r < rows; r++) _mm256_storeu_ps(out + r * stride + at / 4, sum[r]);                                        \
+        }                                                                                                                              \
+        for (int r = 0; r < rows; r++) {                                                                                               \
+            _mm256_storeu_ps(out + r * stride, sum[0][r]);                                                                             \
+            _mm256_storeu_ps(out + r * stride + 8, sum[1][r]);                                                                         \
         }                                                                                                                              \
     }
 
-ROWS_256(rows_avx2, dot_avx2)
+ROWS_256(rows_avx2, dots_avx2)
 ANY_KIND(rows_avx2, avx2)
 #pragma GCC pop_options
 
 #pragma GCC push_options
 #pragma GCC target("avx2,avxvnni,f16c,fma")
-INLINE __m256i dot_vnni(__m256i sum, int kind, __m256i w, __m256i x) { return _mm256_dpbusd_avx_epi32(sum, w, x); }
-ROWS_256(rows_vnni, dot_vnni)
+INLINE void dots_vnni(int kind, const __m256i *w, const int8_t *x, const Rounded *group, __m256i *a, __m256i *b) {
+    *a = *b = _mm256_setzero_si256();
+    if (kind != U4) *a = _mm256_set1_epi32(-centre_of(kind) * group->sums[0]), *b = _mm256_set1_epi32(-centre_of(kind) * group->sums[1]);
+    for (int j = 0; j < 4; j++) {
+        *a = _mm256_dpbusd_avx_epi32(*a, w[j], four_256(x + j * 4));
+        *b = _mm256_dpbusd_avx_epi32(*b, w[j + 4], four_256(x + 16 + j * 4));
+    }
+    if (kind == U4) *a = _mm256_add_epi32(*a, *b);
+}
+ROWS_256(rows_vnni, dots_vnni)
 ANY_KIND(rows_vnni, avxvnni)
 #pragma GCC pop_options
 
