@@ -58,6 +58,11 @@ def stored(experiment: Experiment | str, root: Path | None = None, params: Any =
     return _named(experiment).stored(params, root)
 
 
+def everywhere(experiment: Experiment | str, root: Path | None = None, params: Any = None) -> list[Results]:
+    """The stored tables of parameters from every machine that measured them."""
+    return _named(experiment).everywhere(params, root)
+
+
 def params(scope: MutableMapping[str, Any], experiment: Experiment | str = "race") -> Any:
     """Parameters of an experiment from the names in a scope, such as a notebook's `globals()`.
 
