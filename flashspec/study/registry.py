@@ -13,6 +13,7 @@ from typing import Any
 
 from flashspec.decoding.models import folder_of
 from flashspec.study import decodes, exits, family, parts, race, real_shapes, recall, tables
+from flashspec.study.drafts import prompts_file
 from flashspec.study.experiment import Experiment
 from flashspec.study.frames import framed
 from flashspec.study.notebooks import cells, checked, execute, parameters
@@ -125,11 +126,12 @@ def experiment_of(name: str, folder: Path) -> Experiment:
 
 
 def _models(params: Any) -> dict[str, Path]:
-    """The models here that parameters named target, draft or ..._target name."""
+    """The models here that parameters named target, draft or ..._target name, and the prompts files."""
     found = dict[str, Path]()
     for name, value in vars(params).items():
         role = name.rpartition("_")[2]
         named = "+".join(map(str, value if isinstance(value, list) else [value])).split("+")
+        found |= prompts_file(str(value)) if role == "prompts" else {}
         for each in named if role in ("target", "draft") else ():
             with suppress(OSError, ValueError):
                 found[f"{role} {each}" if each in found else each] = folder_of(each, role)
