@@ -51,6 +51,13 @@ def test_a_target_and_a_draft_of_one_name_are_two_models(home):
     assert drafts.folders(asked) == {"target": home / "family" / "target", "target target": home / "target"}
 
 
+def test_a_prompts_file_of_ones_own_is_one_of_the_files_that_tables_are_about(home, tmp_path):
+    own = tmp_path / "mine.json"
+    own.write_bytes((home / "prompts.json").read_bytes())
+    asked = [SimpleNamespace(target=(), draft=("main",), prompts=name) for name in (str(own), "instructions", "", "missing.json")]
+    assert [set(drafts.folders(each)) for each in asked] == [{"main", str(own)}, {"main"}, {"main"}, {"main"}]
+
+
 def test_drafts_are_found_by_name_and_folder(home):
     assert {"main", "shallow"} <= set(drafts.drafts_of(()))
     (home / "family").mkdir(exist_ok=True)

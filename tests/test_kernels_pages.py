@@ -70,7 +70,7 @@ def compiled(folder, change):
         told = f"offsetof({name}, {field}), sizeof((({name} *)0)->{field})" if field else f"(size_t)0, sizeof({name})"
         lines.append(f'printf("%zu %zu\\n", {told});')
     (folder / "main.c").write_text("\n".join([*lines, "return 0; }"]))
-    subprocess.run([build.compiler(), "-w", "-o", "main", "main.c", "-lm"], cwd=folder, check=True)
+    subprocess.run([build.compiler(), "-w", "-fopenmp", "-o", "main", "main.c", "-lm"], cwd=folder, check=True)
     said = subprocess.run([folder / "main"], capture_output=True, text=True, check=True).stdout.splitlines()
     return {place: tuple(map(int, line.split())) for place, line in zip(places, said, strict=True)}
 

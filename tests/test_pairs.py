@@ -110,7 +110,7 @@ def test_a_target_brings_its_own_draft_or_none(files, cache, monkeypatch, capsys
     assert load(files / "big.gguf").draft is None
     assert fs.generate(pair, [1, 2], max_new_tokens=4, stop=()).stats.drafted
     assert not fs.generate(alone, [1, 2], max_new_tokens=4, stop=()).stats.drafted
-    for target, said in {"tiny": "acceptance", "wheeled": "plain decoding: this target has no draft of its own"}.items():
+    for target, said in {"tiny": "share accepted", "wheeled": "plain decoding: this target has no draft of its own"}.items():
         assert status(["generate", "--ids", "1,2", "--target", target, "--max-new-tokens", "3"]) == 0
         assert said in capsys.readouterr().err
 

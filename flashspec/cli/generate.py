@@ -71,7 +71,7 @@ def summary(done: Done, show: bool) -> str:
     stats = done.stats
     line = f"{stats.emitted} tokens in {done.seconds:.2f} s, {done.rate:.1f} tokens/s"
     if stats.drafted:
-        line += f"; {stats.acceptance:.0%} of drafted tokens accepted, {stats.tar:.2f} tokens per check"
+        line += f"; share accepted {stats.accepted / stats.drafted:.2f}, {stats.tar:.2f} tokens per check"
     legend = ", ".join(click.style(kind, fg=colour) for kind, colour in COLOURS.items() if colour)
     return line + f"; {stats.forwards} target forwards" + (f"; {legend}" if show else "")
 
@@ -128,7 +128,8 @@ def generate(prompt: str | None, ids: tuple[int, ...] | None, show: bool, **opti
     models = load(options["target"], drafts, options["dtype"], options["device"], options["weights"])
     if options["method"] == "auto" and options["head"] is None and drafts and own_method(models) == "dense":
         method = replace(method, head="dense")
-        click.echo("dense draft head: this draft has no FlashHead; `flashspec heads build MODEL` builds one", err=True)
+        if models.model("draft").vocabulary is not None:
+            click.echo("dense draft head: this draft has no FlashHead; `flashspec heads build MODEL` builds one", err=True)
     asked: str | list[int] = text if ids is None else list(ids)
     if options["chat"]:
         asked = models.encode(chat_prompt(models.folders["target"], text, system), rendered=True)

@@ -76,7 +76,8 @@ def measured(options: Options, question: Question) -> Found:
     models = load(*(options[name] for name in ("target", "draft", "dtype", "device", "weights")))
     if options["head"] is None and own_method(models) == "dense":
         question = replace(question, head=tuple(head for head in question.head if not head.startswith("flash")))
-        say("no FlashHead has been built for this draft: planned without; `flashspec heads build` builds one")
+        built = models.model("draft").vocabulary is not None
+        say("no FlashHead for this draft: planned without" + ("; `flashspec heads build` builds one" if built else ""))
     known = None if options["acceptance"] is None else stated_rates(options["acceptance"])
     prompts = load_prompts(options["prompts"], question.per_kind, models)[: 1 if known else None]
     if not known and len(prompts) < FEWEST:

@@ -59,8 +59,8 @@ class PackedEmbedding(PackedLinear):
 def rounded(given: Model, weights: str) -> Model:
     """A transformer with the matrices of all layers in "int8" or "int4"; the rest is the given model's own.
 
-    Matrices that already have fewer bits stay as they are. Raises ValueError for another format, for a model that is not on
-    the CPU, and for layers of another library.
+    Matrices that already have fewer bits stay as they are. Raises ValueError for another format, and for a model that is not on
+    the CPU.
     """
     model: Any = given
     if weights not in ROUNDED:

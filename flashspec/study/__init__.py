@@ -3,7 +3,7 @@
 from flashspec.study.experiment import Experiment
 from flashspec.study.notebooks import checked
 from flashspec.study.parameters import Refused
-from flashspec.study.registry import EXPERIMENTS, params, run, stored
+from flashspec.study.registry import EXPERIMENTS, everywhere, params, run, stored
 from flashspec.study.tables import Results
 
-__all__ = ["EXPERIMENTS", "Experiment", "Refused", "Results", "checked", "params", "run", "stored"]
+__all__ = ["EXPERIMENTS", "Experiment", "Refused", "Results", "checked", "everywhere", "params", "run", "stored"]

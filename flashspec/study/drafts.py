@@ -10,9 +10,10 @@ from typing import Any
 
 from flashspec.decoding.models import REFERENCE, SHIPPED, Models, check_tokenizers, folder_of, load, opened, rounding
 from flashspec.kernels import Packed
-from flashspec.measure.prompts import Prompt, load_prompts
+from flashspec.measure.prompts import NAMED, Prompt, load_prompts
 from flashspec.measure.trace import target_digest
 from flashspec.models.folder import PAIRS
+from flashspec.models.writing import expanded
 from flashspec.typed import among
 
 FAMILY = "runs/family/models"
@@ -44,7 +45,7 @@ def chains_of(names: Sequence[str]) -> list[dict[str, Path]]:
 
 
 def folders(params: Any) -> dict[str, Path]:
-    """Checkpoint folders of the targets and drafts that parameters name; their digests enter the origin."""
+    """Checkpoint folders of the targets and drafts that parameters name, and their prompts file; digests enter the origin."""
     targets = (params.target,) if isinstance(params.target, str) else params.target
     found = dict[str, Path]()
     for chain in chains_of(params.draft) if hasattr(params, "draft") else ():
@@ -52,7 +53,12 @@ def folders(params: Any) -> dict[str, Path]:
     for name in targets:
         short = short_name(name)
         found[f"target {short}" if short in found else short] = folder_of(name, "target")
-    return found
+    return found | prompts_file(getattr(params, "prompts", ""))
+
+
+def prompts_file(name: str) -> dict[str, Path]:
+    """A prompts file that is not a shipped one, by the name that parameters give it."""
+    return {name: file} if name not in ("", *NAMED) and (file := expanded(name)).is_file() else {}
 
 
 def prompts_of(params: Any, per_kind: int, models: Models | None = None) -> list[Prompt]:

@@ -81,6 +81,12 @@ class Experiment:
         """The stored table of these parameters; None if there is none, Refused if it is damaged."""
         return tables.read(self.place(self.parse(params), root), self.row)
 
+    def everywhere(self, params: Any = None, root: Path | None = None) -> list[Results]:
+        """The stored table of these parameters, and those that other machines measured beside it."""
+        path = self.place(self.parse(params), root)
+        paths = [path, *sorted(path.parent.glob(f"{path.stem}-*.parquet"))]
+        return [found for each in paths if (found := tables.read(each, self.row))]
+
     def run(self, params: Any = None, fresh: bool = False, root: Path | None = None, progress: bool = False) -> Results:
         """The stored table of these parameters, or measure and store it.
 

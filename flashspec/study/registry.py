@@ -13,6 +13,7 @@ from typing import Any
 
 from flashspec.decoding.models import folder_of
 from flashspec.study import decodes, exits, family, parts, race, real_shapes, recall, tables
+from flashspec.study.drafts import prompts_file
 from flashspec.study.experiment import Experiment
 from flashspec.study.frames import framed
 from flashspec.study.notebooks import cells, checked, execute, parameters
@@ -56,6 +57,11 @@ def run(experiment: Experiment | str, params: Any = None, **options: Any) -> Res
 def stored(experiment: Experiment | str, root: Path | None = None, params: Any = None) -> Results | None:
     """The stored table of parameters as `run` takes them; None if there is no such table."""
     return _named(experiment).stored(params, root)
+
+
+def everywhere(experiment: Experiment | str, root: Path | None = None, params: Any = None) -> list[Results]:
+    """The stored tables of parameters from every machine that measured them."""
+    return _named(experiment).everywhere(params, root)
 
 
 def params(scope: MutableMapping[str, Any], experiment: Experiment | str = "race") -> Any:
@@ -120,11 +126,12 @@ def experiment_of(name: str, folder: Path) -> Experiment:
 
 
 def _models(params: Any) -> dict[str, Path]:
-    """The models here that parameters named target, draft or ..._target name."""
+    """The models here that parameters named target, draft or ..._target name, and the prompts files."""
     found = dict[str, Path]()
     for name, value in vars(params).items():
         role = name.rpartition("_")[2]
         named = "+".join(map(str, value if isinstance(value, list) else [value])).split("+")
+        found |= prompts_file(str(value)) if role == "prompts" else {}
         for each in named if role in ("target", "draft") else ():
             with suppress(OSError, ValueError):
                 found[f"{role} {each}" if each in found else each] = folder_of(each, role)
