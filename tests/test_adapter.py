@@ -65,9 +65,17 @@ def test_a_wrong_draft_is_corrected_through_the_cropped_cache(tmp_path, monkeypa
     models = load(tmp_path / "target", tmp_path / "draft", dtype="float32", device="cpu")
     assert generate(models, IDS, "dense", max_new_tokens=20, stop=()).tokens == greedy(theirs)
     assert generate(models, IDS, max_new_tokens=20, stop=()).tokens == greedy(theirs)
+    refused("with weights='auto' transformers may load it", load, tmp_path / "target", None, weights="dense")
     refused("leave :int4 away", load, tmp_path / "target", f"{tmp_path / 'draft'}:int4", dtype="float32", device="cpu")
     monkeypatch.setattr(AdapterReader, "rewind", lambda self, n: setattr(self, "seen", min(self.seen, n)))
     assert generate(models, IDS, "dense", max_new_tokens=20, stop=()).tokens != greedy(theirs)  # the control: an uncropped cache
+
+
+def test_a_draft_that_gives_logits_drafts_with_them(tmp_path):
+    theirs = write(tmp_path / "m", *OTHERS["gemma2 (soft-capped logits)"])
+    models = load(tmp_path / "m", tmp_path / "m", dtype="float32", device="cpu")
+    found = generate(models, IDS, max_new_tokens=20, stop=())
+    assert models.draft.vocabulary is None and found.tokens == greedy(theirs) and found.stats.accepted
 
 
 def damaged(damage):

@@ -132,6 +132,10 @@ test_nonsense_is_refused_in_words = refusing([
 ])  # fmt: skip
 
 
+def test_a_draft_on_another_device_is_refused():
+    refused("the draft is on meta and its target on cpu", Models, duo().target, copy.deepcopy(duo().draft).to("meta"))
+
+
 def spoiled(which):
     models = Models(copy.deepcopy(duo().target), copy.deepcopy(duo().draft))
     getattr(models, which).layers[1].mlp.down.weight[0, 0] = torch.nan
