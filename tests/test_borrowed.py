@@ -40,6 +40,18 @@ def taught(source, out, *more):
     return status([*words, *more])
 
 
+def borrowing(source, folder):
+    """Write a draft of two of the model's own layers, untaught; returns the model and the layers."""
+    base = fs.load(source, None, weights="dense", dtype="float32").target
+    layers = copied(base, [0, 2])
+    with torch.no_grad():
+        for weight in layers.parameters():
+            weight.copy_(weight.bfloat16())
+    folder.mkdir()
+    save_borrowed(layers, source, folder)
+    return base, layers
+
+
 @BOTH
 def test_the_command_makes_a_draft_whose_texts_are_plain_decodings(source, tmp_path, capsys):
     before = shelf.listing(source)
@@ -75,8 +87,7 @@ def test_no_lesson_is_learned_from_and_held_out(count):
 
 
 def test_a_draft_with_other_layers_than_its_card_says_is_refused(source, tmp_path):
-    assert taught(source, tmp_path / "draft") == 0
-    (tmp_path / "draft" / "digests.json").unlink()
+    borrowing(source, tmp_path / "draft")
     card = json.loads((tmp_path / "draft" / "config.json").read_text())
     for layers in (1, 3):
         (tmp_path / "draft" / "config.json").write_text(json.dumps({**card, "layers": layers}))
@@ -85,13 +96,7 @@ def test_a_draft_with_other_layers_than_its_card_says_is_refused(source, tmp_pat
 
 @BOTH
 def test_what_is_read_is_what_was_taught(source, tmp_path):
-    base = fs.load(source, None, weights="dense", dtype="float32").target
-    layers = copied(base, [0, 2])
-    with torch.no_grad():
-        for weight in layers.parameters():
-            weight.copy_(weight.bfloat16())
-    (tmp_path / "d").mkdir()
-    save_borrowed(layers, source, tmp_path / "d")
+    base, layers = borrowing(source, tmp_path / "d")
     draft = Transformer.load(tmp_path / "d", "float32", weights="dense")
     said = F.linear(draft_pupil(base, layers).said({"ids": IDS[None]}), base.head_weight)
     assert torch.allclose(draft(IDS[None]), said, atol=1e-4)
@@ -114,7 +119,7 @@ def test_another_lender_is_refused(source, tmp_path, capsys):
 
 
 def test_gguf_writes_it_whole(source, tmp_path):
-    assert taught(source, tmp_path / "draft") == 0
+    borrowing(source, tmp_path / "draft")
     assert status(["export", str(tmp_path / "draft"), str(tmp_path / "whole"), "--format", "hf"]) == 0
     lent, whole = (fs.load(tmp_path / name, None, "float32", weights="dense").target for name in ("draft", "whole"))
     same, other = (shelf.far(whole(ids), lent(IDS[None])) for ids in (IDS[None], IDS[None].flip(1)))
