@@ -103,6 +103,8 @@ def small(folders, tmp_path_factory, monkeypatch):
 def test_any_legal_parameters_give_a_page(chapter, small, monkeypatch):
     dice = random.Random(chapter)
     options = {**({} if chapter[:2] in ("01", "07") else RACE), **OWN.get(chapter, {})}
+    if "shortlist" not in declared(chapter):  # whose default is longer than this vocabulary
+        options["head"] = [head for head in options.get("head", ()) if "in_context" not in head]
     for turn in range(PAGES if declared(chapter) else 1):
         values = {name: dice.choice(choices) for name, choices in options.items() if name in declared(chapter)}
         values |= {"draft": small["draft"]} if values.get("draft") == "pair" else {}
