@@ -101,7 +101,7 @@ class WeightHead(Head):
 
 def fused(norm: Norm | None) -> Norm | None:
     """The norm as one kernel call if it is one of our own; another norm, or none, as it is."""
-    if not isinstance(norm, RMSNorm | nn.LayerNorm) or (isinstance(norm, nn.LayerNorm) and norm.bias is None):
+    if not (isinstance(norm, RMSNorm) or (isinstance(norm, nn.LayerNorm) and norm.bias is not None)):
         return norm
     wide, both = torch.promote_types(norm.weight.dtype, torch.float32), (norm.weight, getattr(norm, "bias", None))
     weight, bias = (None if t is None else t.detach().to(wide).contiguous() for t in both)

@@ -181,7 +181,7 @@ def twin_digests(field: Sequence[Racer], prompts: Sequence[Prompt], params: Para
     """Digests of float32 texts of the first prompts of each kind, where the rule promises equal texts."""
     if not params.twins or not field[0].owes_the_text:
         return {}
-    names, found = {racer.name for racer in field}, dict[tuple[str, int], str]()
+    names, found = {racer.name for racer in field}, {}
     twins = racers(replace(params, dtype=("float32",), weights="dense"))
     for number, (before, prompt) in enumerate(numbered(prompts)):
         for racer in twins if before < params.twins else ():
