@@ -109,6 +109,11 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(_cpuinfo("flags", "Features").split())
 
 
+def bf16_instructions() -> list[str]:
+    """The processor's instructions that multiply bfloat16; torch converts where there are none, at half float32's speed."""
+    return sorted(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
 def usable_cores() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -68,7 +68,7 @@ def ids_stay_inside():
 
 def rates_of_nothing():
     try:
-        return run(duo(), "dense", 0.7, max_new_tokens=1).stats.acceptance == 0.0
+        return run(duo(), "dense", 0.7, max_new_tokens=1).stats.tar == 1.0
     except ZeroDivisionError:
         return False
 
@@ -197,7 +197,7 @@ for theorem, owner, name, bug in (
     # the map of a reduced vocabulary is all zero (EAGLE 222)
     (sparse_is_dense, Scores, "pick", lambda self, columns: columns if self.ids is None else torch.zeros_like(columns)),
     # acceptance divides by what was drafted, even where that is nothing (LayerSkip's acceptance_rate)
-    (rates_of_nothing, Stats, "acceptance", property(lambda self: self.accepted / self.judged)),
+    (rates_of_nothing, Stats, "tar", property(lambda self: 1 + self.accepted / self.judged * self.judged / self.rounds)),
     # transformers' assistant_early_exit takes layers 0, 6 and 99 of 5 in silence, llama-speculative-simple aborts without a draft
     (what_cannot_be_is_refused, Method, "__post_init__", lambda self: None),
 ):

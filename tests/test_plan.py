@@ -203,7 +203,7 @@ def test_the_command_plans_a_pair_and_says_where_its_numbers_come_from(few, cli)
 def test_a_person_who_waits_sees_every_piece_an_estimate_and_the_machine(few, cli, monkeypatch):
     monkeypatch.setattr(registry, "BUILT_NOW", 1)
     out, said = cli("plan", *few)
-    told = ("no FlashHead for this draft", "text 3 of 3", "burst 2 dense: ", "first estimate: ", "after 3 turns: ", "a load of ")
+    told = ("planned without FlashHead: this draft has no FlashHead", "text 3 of 3", "burst 2 dense: ", "first estimate: ", "after 3 turns: ", "a load of ")
     places = [said.index(word) for word in told]
     assert [said.count(word) for word in told] == [1] * 6 and places == sorted(places)
     assert "flash" not in out and "8 tokens for each of 3 prompts" in out

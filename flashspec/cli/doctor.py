@@ -26,9 +26,9 @@ Finding = tuple[str, bool, str, str]  # what, whether it is there, what was foun
 
 def machine() -> Iterator[Finding]:
     """Processor, bfloat16 instructions, threads, GPU and optional libraries."""
-    box, fast = provenance.machine(), provenance.cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"}
+    box, fast = provenance.machine(), provenance.bf16_instructions()
     yield "processor", True, f"{box['cpu']}, {box['cores']} cores, {box['isa']}, {box['memory_gib']} GiB", ""
-    bf16 = f"in hardware ({', '.join(sorted(fast))})" if fast else "converted in software; saves memory traffic, not arithmetic"
+    bf16 = f"in hardware ({', '.join(fast)})" if fast else "converted in software; saves memory traffic, not arithmetic"
     yield "bfloat16", bool(fast), bf16, "a processor with AVX512-BF16 or AMX"
     threads = torch.get_num_threads()
     yield "threads", threads <= box["cores"], f"{threads} of {box['cores']} cores", f"OMP_NUM_THREADS={box['cores']}"

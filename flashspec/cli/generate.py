@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from flashspec.cli.flags import COUNT, DRAFT, DTYPE, PRECISION, PROMPTS, TARGET, At, Value, busy, given, option, with_flags
 from flashspec.decoding.cascade import Event
-from flashspec.decoding.generate import Detokenizer, Request, Stats, count, kinds, own_method, request, weak_exit
+from flashspec.decoding.generate import Detokenizer, Request, Stats, count, kinds, lacks_flash, request, weak_exit
 from flashspec.decoding.method import METHODS, Method, method_named
 from flashspec.decoding.models import Models, check_smaller, folder_of, load, own_draft, rounding
 from flashspec.measure.prompts import load_prompts
@@ -126,10 +126,9 @@ def generate(prompt: str | None, ids: tuple[int, ...] | None, show: bool, **opti
     method, drafts = chosen(options)
     busy("loading models")
     models = load(options["target"], drafts, options["dtype"], options["device"], options["weights"])
-    if options["method"] == "auto" and options["head"] is None and drafts and own_method(models) == "dense":
+    if options["method"] == "auto" and options["head"] is None and drafts and (why := lacks_flash(models)):
         method = replace(method, head="dense")
-        if models.model("draft").vocabulary is not None:
-            click.echo("dense draft head: this draft has no FlashHead; `flashspec heads build MODEL` builds one", err=True)
+        click.echo(f"dense draft head: {why}", err=True)
     asked: str | list[int] = text if ids is None else list(ids)
     if options["chat"]:
         asked = models.encode(chat_prompt(models.folders["target"], text, system), rendered=True)

@@ -11,7 +11,7 @@ from typing import Any, cast
 import click
 
 from flashspec.cli.flags import COUNT, NAMED, PRECISION, PROMPTS, Value, busy, columns, given, option, with_flags
-from flashspec.decoding.generate import own_method
+from flashspec.decoding.generate import lacks_flash
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import REFERENCE, load, own_draft
 from flashspec.measure import clock
@@ -74,10 +74,9 @@ def measured(options: Options, question: Question) -> Found:
     until, load_before = clock.now() + question.seconds - ENDING, os.getloadavg()[0]
     busy("loading models")
     models = load(*(options[name] for name in ("target", "draft", "dtype", "device", "weights")))
-    if options["head"] is None and own_method(models) == "dense":
+    if options["head"] is None and (why := lacks_flash(models)):
         question = replace(question, head=tuple(head for head in question.head if not head.startswith("flash")))
-        built = models.model("draft").vocabulary is not None
-        say("no FlashHead for this draft: planned without" + ("; `flashspec heads build` builds one" if built else ""))
+        say(f"planned without FlashHead: {why}")
     known = None if options["acceptance"] is None else stated_rates(options["acceptance"])
     prompts = load_prompts(options["prompts"], question.per_kind, models)[: 1 if known else None]
     if not known and len(prompts) < FEWEST:

@@ -38,11 +38,6 @@ class Stats:
     forwards: int
 
     @property
-    def acceptance(self) -> float:
-        """Share of the checked tokens that the last stage accepted; 0 where it checked none."""
-        return self.accepted / self.judged if self.judged else 0.0
-
-    @property
     def tar(self) -> float:
         """Tokens settled per verification, the last stage's own included (TAR in Decoding Speculative Decoding)."""
         return (self.accepted + self.rounds) / self.rounds if self.rounds else 0.0
@@ -161,6 +156,14 @@ def own_method(models: Models) -> str:
     except FileNotFoundError:
         return "dense"
     return "flash"
+
+
+def lacks_flash(models: Models) -> str:
+    """What to say where "auto" drafts with the dense head; empty where it does not."""
+    if own_method(models) != "dense":
+        return ""
+    built = models.model("draft").vocabulary is not None
+    return "this draft has no FlashHead" + ("; `flashspec heads build MODEL` builds one" if built else ", and none can be built")
 
 
 def agreement(events: list[Event], stage: int) -> tuple[int, int]:

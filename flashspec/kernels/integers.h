@@ -18,11 +18,14 @@ ALWAYS int64_t codes_of(int kind) { return kind == U4 ? 256 : kind == S6 ? 384 :
 ALWAYS int64_t cell_of(int kind) { return codes_of(kind) + 64; }
 ALWAYS int centre_of(int kind) { return kind == S6 ? 32 : 128; }
 
-// A row's 32 columns are `scale` times their codes; `sums` of the codes of each half, `offset` is scale times both.
+// A row's 32 columns are `scale` times their codes, `offset` is scale times the sum of all. `sums` of each half: of the codes
+// 4j and 4j + 1, as pairs of products are added up, and of the others.
 typedef struct Rounded {
     float scale, offset;
-    int32_t sums[2];
+    int16_t sums[2][2];
 } Rounded;
+
+ALWAYS int32_t sum_of(const Rounded *group, int half) { return group->sums[half][0] + group->sums[half][1]; }
 
 typedef int8_t c8 __attribute__((vector_size(8)));
 
@@ -44,7 +47,7 @@ static void round_row(const float *x, int64_t depth, int8_t *codes, Rounded *gro
         for (int i = 0; i < 8; i++) most = sizes[i] > most ? sizes[i] : most, bad |= wrong[i];
         if (bad || most == INFINITY) {  // no code can say it, so the scale does
             memset(codes + g * CELL, 0, CELL);
-            groups[g] = (Rounded){NAN, NAN, {0, 0}};
+            groups[g] = (Rounded){NAN, NAN, {{0}}};
             continue;
         }
         float inverse = most > 0 ? 127.0f / most : 0, scale = most / 127.0f;
@@ -55,9 +58,10 @@ static void round_row(const float *x, int64_t depth, int8_t *codes, Rounded *gro
             memcpy(codes + g * CELL + i, &bytes, sizeof bytes);
             sums[i / 16] += whole;
         }
-        int32_t halves[2] = {0, 0};
-        for (int i = 0; i < 8; i++) halves[0] += sums[0][i], halves[1] += sums[1][i];
-        groups[g] = (Rounded){scale, scale * (float)(halves[0] + halves[1]), {halves[0], halves[1]}};
+        Rounded *group = groups + g;
+        *group = (Rounded){scale, 0, {{0}}};
+        for (int i = 0; i < 16; i++) group->sums[i / 8][i % 4 / 2] += (int16_t)sums[i / 8][i % 8];
+        group->offset = scale * (float)(sum_of(group, 0) + sum_of(group, 1));
     }
 }
 
@@ -113,7 +117,7 @@ static void product_generic(const uint8_t *cells, int kind, int64_t count, int r
                     sum = fmaf((float)(dots[0] + dots[1]) * group.scale, first, sum);
                     sum = fmaf(-group.offset, second, sum);
                 } else {
-                    for (int h = 0; h < 2; h++) dots[h] -= centre_of(kind) * group.sums[h];
+                    for (int h = 0; h < 2; h++) dots[h] -= centre_of(kind) * sum_of(&group, h);
                     sum = fmaf((float)dots[0] * group.scale, first, sum);
                     sum = fmaf((float)dots[1] * group.scale, second, sum);
                 }

@@ -64,7 +64,7 @@ INLINE void rows_512(const uint8_t *cells, int kind, int64_t count, int rows, co
             const int8_t *x = codes + (r * count + g) * CELL;
             const Rounded *group = groups + r * count + g;
             __m512i a = _mm512_setzero_si512(), b = a;
-            if (kind != U4) a = _mm512_set1_epi32(-centre_of(kind) * group->sums[0]), b = _mm512_set1_epi32(-centre_of(kind) * group->sums[1]);
+            if (kind != U4) a = _mm512_set1_epi32(-centre_of(kind) * sum_of(group, 0)), b = _mm512_set1_epi32(-centre_of(kind) * sum_of(group, 1));
             for (int j = 0; j < 4; j++) {
                 a = _mm512_dpbusd_epi32(a, w[j], four_512(x + j * 4));
                 b = _mm512_dpbusd_epi32(b, w[j + 4], four_512(x + 16 + j * 4));
@@ -153,8 +153,8 @@ static void product_amx(const uint8_t *cells, int kind, int64_t count, int rows,
             const Rounded *group = groups + r * count + g;
             __m512i a = dots[0][r], b = dots[1][r];
             if (kind != U4) {
-                a = _mm512_sub_epi32(a, _mm512_set1_epi32(centre_of(kind) * group->sums[0]));
-                b = _mm512_sub_epi32(b, _mm512_set1_epi32(centre_of(kind) * group->sums[1]));
+                a = _mm512_sub_epi32(a, _mm512_set1_epi32(centre_of(kind) * sum_of(group, 0)));
+                b = _mm512_sub_epi32(b, _mm512_set1_epi32(centre_of(kind) * sum_of(group, 1)));
             }
             sum[r] = added_512(sum[r], kind, a, b, group, first, second);
         }
@@ -197,28 +197,17 @@ INLINE __m256i four_256(const int8_t *x) {
     return _mm256_set1_epi32(four);
 }
 
-// The products of eight rows' codes with x, in `a` of columns 0 to 15 and in `b` of the others; of a 4-bit cell all in `a`.
-// Pairs of products are added up in 16 bits for as long as they fit: eight vectors of 4-bit codes, two of 6-bit ones. Codes of
-// 8 bits are centred first, so that one pair fits.
+// Products of eight rows' 8-bit codes with x, in `a` of columns 0 to 15 and in `b` of the others. Codes are centred first, so
+// that the sum of a pair fits into 16 bits.
 INLINE void dots_avx2(int kind, const __m256i *w, const int8_t *x, const Rounded *group, __m256i *a, __m256i *b) {
     const __m256i ones = _mm256_set1_epi16(1), sign = _mm256_set1_epi8(-128);
-    __m256i pairs[8];
+    __m256i dots[8];
     for (int j = 0; j < 8; j++) {
-        __m256i four = four_256(x + j * 4), own = kind == S8 ? _mm256_xor_si256(w[j], sign) : w[j];
-        pairs[j] = kind == S8 ? _mm256_maddubs_epi16(_mm256_abs_epi8(own), _mm256_sign_epi8(four, own)) : _mm256_maddubs_epi16(own, four);
-        if (kind == U4 && j) pairs[0] = _mm256_add_epi16(pairs[0], pairs[j]);
-        if (kind == S6 && j % 2) pairs[j - 1] = _mm256_add_epi16(pairs[j - 1], pairs[j]);
+        __m256i own = _mm256_xor_si256(w[j], sign);
+        dots[j] = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(own), _mm256_sign_epi8(four_256(x + j * 4), own)), ones);
+        if (j % 4) dots[j / 4 * 4] = _mm256_add_epi32(dots[j / 4 * 4], dots[j]);
     }
-    *a = _mm256_madd_epi16(pairs[0], ones), *b = _mm256_setzero_si256();
-    if (kind == U4) return;
-    *b = _mm256_madd_epi16(pairs[4], ones);
-    for (int j = kind == S6 ? 2 : 1; j < 4; j += kind == S6 ? 2 : 1) {
-        *a = _mm256_add_epi32(*a, _mm256_madd_epi16(pairs[j], ones));
-        *b = _mm256_add_epi32(*b, _mm256_madd_epi16(pairs[4 + j], ones));
-    }
-    if (kind == S8) return;
-    *a = _mm256_sub_epi32(*a, _mm256_set1_epi32(centre_of(kind) * group->sums[0]));
-    *b = _mm256_sub_epi32(*b, _mm256_set1_epi32(centre_of(kind) * group->sums[1]));
+    *a = dots[0], *b = dots[4];
 }
 
 // Both halves of a panel in one pass, so that memory is read while products are made.
@@ -250,7 +239,57 @@ INLINE void dots_avx2(int kind, const __m256i *w, const int8_t *x, const Rounded
         }                                                                                                                              \
     }
 
-ROWS_256(rows_avx2, dots_avx2)
+ROWS_256(wide_avx2, dots_avx2)
+
+// Sums of pairs of products of four columns with both halves of a panel, added to `sums` or their first ones. It is written
+// out because compilers keep the broadcasts of many rows, and spill the weights.
+INLINE void four_columns(__m256i *sums, const __m256i *w, const int8_t *x, int first) {
+    __m256i a, b;
+    if (first) __asm__("vbroadcastss %4, %1\n\tvpmaddubsw %1, %2, %0\n\tvpmaddubsw %1, %3, %1" : "=&x"(sums[0]), "=&x"(sums[1]) : "x"(w[0]), "x"(w[1]), "m"(*(const int32_t *)x));
+    else __asm__("vbroadcastss %6, %2\n\tvpmaddubsw %2, %4, %3\n\tvpmaddubsw %2, %5, %2\n\tvpaddw %3, %0, %0\n\tvpaddw %2, %1, %1" : "+x"(sums[0]), "+x"(sums[1]), "=&x"(b), "=&x"(a) : "x"(w[0]), "x"(w[1]), "m"(*(const int32_t *)x));
+}
+
+// Pairs of products are added up in 16 bits: those of a cell's 32 columns with 4-bit codes, of sixteen with 6-bit ones, which
+// fit as soon as they are centred, so that it does no harm if a sum wraps around before.
+INLINE void narrow_avx2(const uint8_t *cells, int kind, int64_t count, int rows, const int8_t *codes, const Rounded *groups, float *out, int64_t stride) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256 sum[AT_ONCE][2], numbers[4];
+    __m256i w[4][2], pairs[AT_ONCE][2], sums[2];
+    for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = _mm256_setzero_ps();
+    for (int64_t g = 0; g < count; g++) {
+        const uint8_t *cell = cells + g * cell_of(kind);
+        FETCHED(kind);
+        for (int i = 0; i < 4; i++) numbers[i] = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(cell + codes_of(kind)) + i));
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; half++) {
+            for (int i = 0; i < 8; i++) {
+                w[i / 2][i % 2] = codes_256(cell, kind, i % 2 * 32, half * 4 + i / 2);
+                __asm__("" : "+x"(w[i / 2][i % 2]));  // once for all rows
+            }
+#pragma GCC unroll 16
+            for (int r = 0; r < rows; r++) {
+                const int8_t *x = codes + (r * count + g) * CELL + half * 16;
+                const Rounded *group = groups + r * count + g;
+                __m256 scale = _mm256_broadcast_ss(&group->scale);
+                for (int j = 0; j < 4; j++) four_columns(sums, w[j], x + j * 4, !j);
+                for (int l = 0; l < 2; l++) {
+                    if (kind == U4 && !half) {
+                        pairs[r][l] = sums[l];
+                        continue;
+                    }
+                    if (kind == U4) sums[l] = _mm256_add_epi16(sums[l], pairs[r][l]);
+                    else sums[l] = _mm256_sub_epi16(sums[l], _mm256_slli_epi16(four_256((const int8_t *)group->sums[half]), 5));
+                    __m256 dot = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(sums[l], ones)), scale), *to = sum[r] + l;
+                    *to = _mm256_fmadd_ps(dot, numbers[kind == U4 ? l : half * 2 + l], *to);
+                    if (kind == U4) *to = _mm256_fnmadd_ps(_mm256_broadcast_ss(&group->offset), numbers[2 + l], *to);
+                }
+            }
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int l = 0; l < 2; l++) _mm256_storeu_ps(out + r * stride + l * 8, sum[r][l]);
+}
+#define rows_avx2(cells, kind, ...) (kind == S8 ? wide_avx2(cells, kind, __VA_ARGS__) : narrow_avx2(cells, kind, __VA_ARGS__))
 ANY_KIND(rows_avx2, avx2)
 #pragma GCC pop_options
 
@@ -258,7 +297,7 @@ ANY_KIND(rows_avx2, avx2)
 #pragma GCC target("avx2,avxvnni,f16c,fma")
 INLINE void dots_vnni(int kind, const __m256i *w, const int8_t *x, const Rounded *group, __m256i *a, __m256i *b) {
     *a = *b = _mm256_setzero_si256();
-    if (kind != U4) *a = _mm256_set1_epi32(-centre_of(kind) * group->sums[0]), *b = _mm256_set1_epi32(-centre_of(kind) * group->sums[1]);
+    if (kind != U4) *a = _mm256_set1_epi32(-centre_of(kind) * sum_of(group, 0)), *b = _mm256_set1_epi32(-centre_of(kind) * sum_of(group, 1));
     for (int j = 0; j < 4; j++) {
         *a = _mm256_dpbusd_avx_epi32(*a, w[j], four_256(x + j * 4));
         *b = _mm256_dpbusd_avx_epi32(*b, w[j + 4], four_256(x + 16 + j * 4));

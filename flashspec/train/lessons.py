@@ -24,7 +24,7 @@ from flashspec.models.engine import Slot, slots_of
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import write_tensors
 from flashspec.train.texts import TOGETHER, read
-from flashspec.train.trainer import CHUNK, Run, Schedule, chunked, claim, computing
+from flashspec.train.trainer import CHUNK, Run, Schedule, chunked, claim, computing, quick_dtype
 
 OPENERS = SHIPPED / "openers.json"
 MARK = "@@@"
@@ -185,7 +185,7 @@ def learned(pupil: Pupil, lessons: Lessons, folder: Path, recipe: LessonRecipe) 
     rest = lessons.rest
 
     def rows(lesson: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        with computing("bfloat16"):
+        with computing(quick_dtype()):
             found = pupil.said(lesson)[:, BLIND:].flatten(0, 1)
         return found, {name: lesson[name][:, BLIND:].flatten(0, 1) for name in ("top", "logs")}
 

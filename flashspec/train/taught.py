@@ -23,6 +23,7 @@ from flashspec.train import corpus
 from flashspec.train.design import choose, importance
 from flashspec.train.lessons import TEXTS, LessonRecipe, Lessons, Pupil, heard, learned, taught
 from flashspec.train.texts import windows
+from flashspec.train.trainer import quick_dtype
 
 WINDOWS, HELD = 2, 8  # of a text in a lesson, and in those that are held out
 STEPS = LessonRecipe(rank=64, steps=150, length=256, rate=2e-3)  # as low-rank steps are trained
@@ -62,7 +63,7 @@ def train_exits(
     outside it, and for one that transformers computes; FileExistsError where `out` has files.
     """
     with extended(source, out, exits_file(source).name) as path, TemporaryDirectory() as scratch:
-        models = load(source, None, "bfloat16", "cpu", "dense")
+        models = load(source, None, quick_dtype(), "cpu", "dense")
         model, recipe = models.target, fitted(models.target, recipe)
         exits, place = untrained(model, recipe), Path(scratch) if recipe.rank else work
         lessons = of_text(models, text, recipe) if recipe.rank else taught(models, source, work, recipe)
@@ -112,11 +113,11 @@ def train_borrowed(target: Path, base: Path, out: Path, work: Path, recipe: Less
         shape = opened(base).config
         if recipe.layers >= shape.layers:
             raise ValueError(f"a draft must have fewer layers than its base, which has {shape.layers}, got {recipe.layers}")
-        models = load(target, None, "bfloat16", "cpu", "dense")
+        models = load(target, None, quick_dtype(), "cpu", "dense")
         check_pair(replace(shape, layers=recipe.layers), check_ours(models.target).config)
         recipe = replace(recipe, length=min(recipe.length, shape.context, models.target.config.context))
         lessons = taught(models, target, work, recipe)
-        lends = models.target if base == target else check_ours(load(base, None, "bfloat16", "cpu", "dense").target)
+        lends = models.target if base == target else check_ours(load(base, None, quick_dtype(), "cpu", "dense").target)
         del models.target
         kept = choose(importance(lends, lessons.rest[0]()["ids"].long()), shape, replace(shape, layers=recipe.layers)).layers
         layers, key = copied(lends, kept), short_hash([model_digests(base), asdict(recipe)])
