@@ -1,5 +1,6 @@
 """A plan finds the best setting where it is known, says no where nothing pays, and refuses what cannot be true."""
 
+import math
 from dataclasses import replace
 from itertools import count, product
 from types import SimpleNamespace
@@ -203,7 +204,8 @@ def test_the_command_plans_a_pair_and_says_where_its_numbers_come_from(few, cli)
 def test_a_person_who_waits_sees_every_piece_an_estimate_and_the_machine(few, cli, monkeypatch):
     monkeypatch.setattr(registry, "BUILT_NOW", 1)
     out, said = cli("plan", *few)
-    told = ("planned without FlashHead: this draft has no FlashHead", "text 3 of 3", "burst 2 dense: ", "first estimate: ", "after 3 turns: ", "a load of ")
+    without = "planned without FlashHead: this draft has no FlashHead"
+    told = (without, "text 3 of 3", "burst 2 dense: ", "first estimate: ", "after 3 turns: ", "a load of ")
     places = [said.index(word) for word in told]
     assert [said.count(word) for word in told] == [1] * 6 and places == sorted(places)
     assert "flash" not in out and "8 tokens for each of 3 prompts" in out
@@ -212,15 +214,22 @@ def test_a_person_who_waits_sees_every_piece_an_estimate_and_the_machine(few, cl
     assert "heads build" in cli("plan", *few, "--head", "flash", code=2).err
 
 
-def test_measuring_ends_where_one_more_turn_would_end_too_late(observed, monkeypatch):
+def test_measuring_ends_where_one_more_turn_would_end_too_late_and_turns_come_before_longer_texts(observed, monkeypatch):
     models, question, prompts, *_ = observed
     ticks = count()
     monkeypatch.setattr(planning, "clock", SimpleNamespace(now=lambda: float(next(ticks))))
-    assert len(list(observe(models, question, prompts))) == 3
-    turn = next(ticks) / 3
-    for turns in (0, 2):
-        ticks = count()
-        assert len(list(observe(models, question, prompts, until=(turns + 0.5) * turn))) == turns
+
+    def lengths(until=math.inf, **options):
+        """Of the first text, turn after turn, and the ticks that all took."""
+        start, asked = next(ticks) + 1, replace(question, **options)
+        found = [len(texts["dense"][0]) for _, texts in observe(models, asked, prompts, until=start + until)]
+        return found, next(ticks) - start
+
+    (first, second, third), whole = lengths()
+    assert first < second < third == question.new_tokens
+    assert [len(lengths(until=(turns + 0.5) * whole / 3)[0]) for turns in (0, 2)] == [0, 2]
+    assert lengths(until=whole - 2)[0] == [first, second, second]
+    assert len(lengths(until=whole + 2, repeats=5)[0]) == 3 < len(lengths(repeats=5)[0])
 
 
 def test_the_draft_is_the_targets_own_unless_one_is_named():

@@ -79,7 +79,7 @@ GRID = ["-p", "k=1..8", "-p", "temperature=0,1", "-p", "nap=0.3"]
 
 def test_two_workers_give_the_local_table_and_one_may_die(cluster, workers, tmp_path):
     for name in ("sleeper:TIMED", notebook(tmp_path).name):
-        grid = GRID if ":" in name else ["-p", "k=1..4"]
+        grid = GRID if ":" in name else ["-p", "k=1..2"]
         for place in ("here", "away"):
             assert sweep(tmp_path, name, *grid, "--out", f"{name}-{place}", *(away(cluster) if place == "away" else ()))[0] == 0
         (here, alone), (there, both) = table(tmp_path, f"{name}-here"), table(tmp_path, f"{name}-away")

@@ -177,8 +177,9 @@ def observe(
 ) -> Iterator[tuple[PairCosts, Texts]]:
     """Costs of a pair on this machine, and its writers' chances on the target's texts, turn after turn.
 
-    A turn lengthens the texts and times every part once; `say` reports each part of the first turn. Ends after the question's
-    repeats, before a turn that would end after `until`, or within a turn at that time, by `clock.now`.
+    A turn times every part once, and the texts grow before it where that leaves time for the turns that an interval needs;
+    `say` reports each part of the first turn. Ends after the question's repeats, before a turn beyond those needed that would
+    end after `until`, or within a turn at that time, by `clock.now`.
     """
     turns, start, device = list[Turn](), clock.now(), str(models.target.device)
 
@@ -191,13 +192,17 @@ def observe(
     with suppress(TimeoutError):
         growing = written(models, question, prompts, tick)
         text, texts = next(growing)
-        groups = parts_of(models, question.writers, question.timed, text, question.sampling)
+        groups, wrote = parts_of(models, question.writers, question.timed, text, question.sampling), clock.now() - start
         for _ in range(question.repeats):
+            start = clock.now()
             turns.append(timed_turn(groups, device, tick))
+            now = clock.now()
             yield PairCosts(tuple(turns), question.timed), texts
-            if 2 * clock.now() - start > until:
+            spare = until - now - (now - start) * max(1, FEWEST - len(turns))
+            if spare < 0 and len(turns) >= FEWEST:
                 return
-            start, (_, texts) = clock.now(), next(growing)
+            if spare > wrote:
+                _, texts = next(growing)
 
 
 def stated_costs(times: Mapping[str, float]) -> PairCosts:
