@@ -39,11 +39,11 @@ def decode_all(models: Models, prompt: str | list[int], sampling: Sampling, toke
 
 
 def table(outputs: Mapping[str, Output]) -> DataFrame:
-    """One line per method: its counts, the two rates read from them, and whether its text is the baseline's."""
-    names = [*COUNTS, "acceptance", "tar"]
-    lines = [[name, *(getattr(output.stats, each) for each in names)] for name, output in outputs.items()]
-    found = framed(lines, ["method", *names]).set_index("method").round(2).rename(columns={"tar": "TAR"})
-    return found.assign(**{"same text": [output.tokens == outputs["baseline"].tokens for output in outputs.values()]})
+    """One line per method: its counts, the two ratios read from them, and whether its text is the baseline's."""
+    lines = [[name, *(getattr(output.stats, each) for each in (*COUNTS, "tar"))] for name, output in outputs.items()]
+    found = framed(lines, ["method", *COUNTS, "TAR"]).set_index("method")
+    same = [output.tokens == outputs["baseline"].tokens for output in outputs.values()]
+    return found.assign(**{"share accepted": found["accepted"] / found["drafted"], "same text": same}).round(2)
 
 
 def beside(outputs: Mapping[str, Output]) -> dict[str, Output]:
