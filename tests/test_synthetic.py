@@ -17,6 +17,7 @@ from flashspec.models import memory
 from flashspec.models.memory import Form, needed_bytes, weight_bytes
 from flashspec.models.packed import PackedLinear
 from flashspec.models.synthetic import SHAPES, shape, synthetic
+from flashspec.sampling import Scores
 
 BILLIONS = {
     "SmolLM2-135M": 0.1345,
@@ -79,7 +80,9 @@ def test_scripted_rounds_do_not_depend_on_finalisation_or_on_the_models():
     for curve in ([], [1.2], [float("nan")]):
         refused("one probability or more", ScriptedAcceptance, rule, curve)
     refused("verifies nothing", scripted, build(METHODS["baseline"], models), [0.5])
-    assert not ScriptedAcceptance(rule, [0.5]).exact and Event(1, 4, 2, 5).kept == 2
+    scripts, scores = ScriptedAcceptance(rule, [0.5]), Scores(None, torch.randn(1, models.target.config.vocab_size))
+    assert scripts.draw(scores, 3, 0).token == rule.draw(scores, 3, 0).token == scores.logits.argmax()
+    assert not scripts.exact and Event(1, 4, 2, 5).kept == 2
 
 
 @pytest.mark.parametrize("config", [BASE, replace(BASE, tied=False), replace(BASE, family="opt", kv_heads=4)])
