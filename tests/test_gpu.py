@@ -93,6 +93,8 @@ def test_every_method_is_decoded_prints_one_text_and_is_left_out_where_a_target_
     outputs = live.decode_all(shelf.pair(torch.float64), PROMPT, Sampling(temperature=1.0), 24)
     assert set(METHODS) <= set(outputs)
     assert live.table(outputs)["same text"].all()
+    dense = outputs["dense"].stats
+    assert live.table(outputs).loc["dense", "share accepted"] == round(dense.accepted / dense.drafted, 2)
     other = replace(outputs["flash"], tokens=[*outputs["flash"].tokens[:-1], -1])
     assert not live.table({**outputs, "flash": other}).loc["flash", "same text"]
     assert outputs["dense, eager"].stats.forwards > outputs["dense"].stats.forwards

@@ -278,7 +278,7 @@ INLINE void narrow_avx2(const uint8_t *cells, int kind, int64_t count, int rows,
                         continue;
                     }
                     if (kind == U4) sums[l] = _mm256_add_epi16(sums[l], pairs[r][l]);
-                    else sums[l] = _mm256_sub_epi16(sums[l], _mm256_slli_epi16(four_256((const int8_t *)group->sums[half]), 5));
+                    else sums[l] = _mm256_sub_epi16(sums[l], _mm256_slli_epi16(four_256((const int8_t *)group->sums[half]), 5));  // times 32, the centre
                     __m256 dot = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(sums[l], ones)), scale), *to = sum[r] + l;
                     *to = _mm256_fmadd_ps(dot, numbers[kind == U4 ? l : half * 2 + l], *to);
                     if (kind == U4) *to = _mm256_fnmadd_ps(_mm256_broadcast_ss(&group->offset), numbers[2 + l], *to);

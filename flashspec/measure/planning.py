@@ -195,7 +195,7 @@ def observe(
         groups, wrote = parts_of(models, question.writers, question.timed, text, question.sampling), clock.now() - start
         for _ in range(question.repeats):
             start = clock.now()
-            turns.append(timed_turn(groups, device, tick, first=not turns))
+            turns.append(timed_turn(groups, device, tick, 0 if turns else 1))
             now = clock.now()
             yield PairCosts(tuple(turns), question.timed), texts
             spare = until - now - (now - start) * max(1, FEWEST - len(turns))
