@@ -11,9 +11,10 @@ import torch
 from shelf import normal, refused
 from torch.nn import functional as F
 
-from flashspec import Transformer
+from flashspec import Transformer, provenance
 from flashspec.models.config import ModelConfig
 from flashspec.models.family import Design
+from flashspec.train import trainer
 from flashspec.train.design import acceptance, learn_target
 from flashspec.train.reference import Recipe, exit_scores, initialise, learn_reference
 from flashspec.train.texts import Texts, kept
@@ -121,3 +122,9 @@ def test_the_whole_model_accepts_itself_and_a_random_draft_is_not_accepted():
     assert acceptance(target, target, held, 512, 1)["accept"] == pytest.approx(1.0, abs=1e-5)
     assert exit_scores(target, held, (2, 4), windows=1)["accept_4"] == pytest.approx(1.0, abs=1e-5)
     assert acceptance(target, other, held, 512, 1)["accept"] < 0.7
+
+
+@pytest.mark.parametrize(("flags", "dtype"), [({"avx2", "amx_bf16"}, "bfloat16"), ({"avx2"}, "float32")])
+def test_frozen_models_compute_in_bfloat16_where_the_processor_multiplies_it(flags, dtype, monkeypatch):
+    monkeypatch.setattr(provenance, "cpu_flags", lambda: frozenset(flags))
+    assert trainer.quick_dtype() == dtype
