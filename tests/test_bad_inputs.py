@@ -22,9 +22,9 @@ from test_tables import Row, resealed, written
 from flashspec.cli.main import COMMANDS, group, status
 from flashspec.measure.prompts import load_prompts
 from flashspec.measure.trace import Trace
+from flashspec.parameters import parse
 from flashspec.study import notebooks as books
 from flashspec.study import sweep, tables
-from flashspec.study.parameters import parse
 from flashspec.study.race import Params
 
 CASES = int(os.environ.get("FLASHSPEC_BAD_INPUTS", "2000"))

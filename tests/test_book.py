@@ -16,9 +16,9 @@ from shelf import ROOT, python, refused
 from trouble import ipynb
 
 from flashspec.cli.study import SESSION, session
+from flashspec.parameters import hints
 from flashspec.study import Refused, answers, experiment
 from flashspec.study import notebooks as books
-from flashspec.study.parameters import hints
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[!.]*.ipynb"))
 

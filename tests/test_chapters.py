@@ -12,8 +12,8 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("myst_nb")
 
+from flashspec.parameters import hints, parse_value
 from flashspec.study import EXPERIMENTS, chain, compare, notebooks, parts, recall, style
-from flashspec.study.parameters import hints, parse_value
 
 PAGES = int(os.environ.get("FLASHSPEC_PAGES", "2"))  # parameter sets drawn for each chapter
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"

@@ -11,9 +11,9 @@ from flashspec.cli.main import COMMANDS, group
 from flashspec.decoding.generate import count
 from flashspec.decoding.method import Method
 from flashspec.measure.planning import Question
+from flashspec.parameters import hints, parse
 from flashspec.sampling import RULES, Sampling
 from flashspec.study import EXPERIMENTS, Experiment
-from flashspec.study.parameters import hints, parse
 
 
 @dataclass(frozen=True)

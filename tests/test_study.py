@@ -12,8 +12,8 @@ import pytest
 from shelf import refused
 
 from flashspec import provenance
+from flashspec.parameters import canonical, parse
 from flashspec.study import EXPERIMENTS, Experiment, Refused, params, run, stored, tables
-from flashspec.study.parameters import canonical, parse
 from flashspec.study.tables import default_root
 
 

@@ -15,8 +15,8 @@ from flashspec.decoding.method import CHOICES
 from flashspec.decoding.models import REFERENCE
 from flashspec.models.folder import PAIRS
 from flashspec.models.writing import expanded
+from flashspec.parameters import field_comments, hints, parse_value
 from flashspec.sampling import RULES
-from flashspec.study.parameters import field_comments, hints, parse_value
 
 
 class At(click.Path):

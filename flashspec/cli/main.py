@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -80,6 +81,7 @@ def status(arguments: Sequence[str] | None = None) -> int:
 
 def main() -> None:
     """The console script; a closed standard stream is empty, and output replaces characters that its encoding lacks."""
+    gc.set_threshold(50_000, 20, 50)  # imports and vocabularies make objects by the million
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))

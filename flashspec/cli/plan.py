@@ -33,8 +33,8 @@ from flashspec.measure.planning import (
 from flashspec.measure.prompts import load_prompts
 from flashspec.models.memory import device_named
 from flashspec.models.synthetic import SHAPES
+from flashspec.parameters import parse_value
 from flashspec.provenance import usable_cores
-from flashspec.study.parameters import parse_value
 
 WIDE = 2.0
 VARIES = 0.2  # of the median step, between the fastest and the slowest turn of a machine that is called idle

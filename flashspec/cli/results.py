@@ -11,9 +11,9 @@ import click
 from flashspec.cli.flags import FILE, RESULTS, At
 from flashspec.models.folder import verify_digests
 from flashspec.models.writing import new_file
+from flashspec.parameters import Refused
 from flashspec.refusals import in_words, refuse
 from flashspec.study import tables
-from flashspec.study.parameters import Refused
 
 ROWS_SHOWN = 40
 # A record of a draft names these files of it and does not hold them.

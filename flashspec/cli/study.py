@@ -17,11 +17,11 @@ from flashspec.cli.flags import COUNT, FILE, RESULTS, At, given, option, with_fl
 from flashspec.decoding.method import METHODS, Method
 from flashspec.decoding.models import REFERENCE
 from flashspec.models.folder import PAIRS
+from flashspec.parameters import Refused
 from flashspec.refusals import refuse
 from flashspec.study import engines
 from flashspec.study.experiment import Experiment
 from flashspec.study.notebooks import NotebookFailed, execute_all, found_in
-from flashspec.study.parameters import Refused
 from flashspec.study.registry import EXPERIMENTS
 from flashspec.study.summary import short, summary
 from flashspec.study.sweep import Grid, Point, Sweep, read_grid, spoken

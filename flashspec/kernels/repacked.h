@@ -4,20 +4,32 @@
 
 enum { Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q4_K = 12, Q5_K = 13, Q6_K = 14 };
 
+// Eight bytes at once.
+#define EACH 0x0101010101010101u
+ALWAYS uint64_t eight(const uint8_t *p) {
+    uint64_t bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    return bytes;
+}
+ALWAYS void put_eight(uint64_t bytes, uint8_t *p) { memcpy(p, &bytes, sizeof bytes); }
+
+// The bits of a byte, each in a byte of its own.
+ALWAYS uint64_t spread(uint8_t bits) { return ((bits * EACH & 0x8040201008040201) + 127 * EACH) >> 7 & EACH; }
+
 // One row of a cell.
 typedef struct Line {
     uint8_t codes[CELL];
     float first, second;
 } Line;
 
-static float half_at(const uint8_t *p) {
+ALWAYS float half_at(const uint8_t *p) {
     uint16_t half;
     memcpy(&half, p, sizeof half);
     return from_half(half);
 }
 
 // The nearest half-precision number, the even one of two.
-static uint16_t to_half(float value) {
+ALWAYS uint16_t to_half(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
@@ -49,7 +61,7 @@ static int64_t block_of(int64_t type) {
 static int64_t columns_in(int64_t type) { return type >= Q4_K ? 256 : 32; }
 
 // The six-bit scale and minimum of a K block's eighth.
-static void eighth(const uint8_t *s, int part, int *scale, int *least) {
+ALWAYS void eighth(const uint8_t *s, int part, int *scale, int *least) {
     *scale = part < 4 ? s[part] & 63 : (s[part + 4] & 15) | s[part - 4] >> 6 << 4;
     *least = part < 4 ? s[part + 4] & 63 : s[part + 4] >> 4 | s[part] >> 6 << 4;
 }
@@ -69,7 +81,7 @@ static void as_eight_bits(const float *w, Line *line) {
 }
 
 // Columns `cell` * 32 and on of a row.
-static Line line_of(const uint8_t *row, int64_t type, int64_t cell) {
+ALWAYS Line line_of(const uint8_t *row, int64_t type, int64_t cell) {
     const uint8_t *b = row + cell * CELL / columns_in(type) * block_of(type);
     int part = (int)(cell % 8), nibble = part % 2 * 4, scale, least;
     float d = half_at(b), w[CELL];
@@ -85,11 +97,12 @@ static Line line_of(const uint8_t *row, int64_t type, int64_t cell) {
             break;
         case Q4_K:
             eighth(b + 4, part, &scale, &least);
-            for (int i = 0; i < CELL; i++) line.codes[i] = b[16 + part / 2 * 32 + i] >> nibble & 15;
+            for (int i = 0; i < CELL; i += 8) put_eight(eight(b + 16 + part / 2 * 32 + i) >> nibble & 15 * EACH, line.codes + i);
             line.first = d * (float)scale, line.second = half_at(b + 2) * (float)least;
             break;
         case Q5_0:
-            for (int i = 0; i < CELL; i++) line.codes[i] = 16 + ((b[6 + i % 16] >> i / 16 * 4 & 15) | (b[2 + i / 8] >> i % 8 & 1) << 4);
+            for (int i = 0; i < CELL; i += 8)
+                put_eight(16 * EACH + ((eight(b + 6 + i % 16) >> i / 16 * 4 & 15 * EACH) | spread(b[2 + i / 8]) << 4), line.codes + i);
             break;
         case Q5_1:
             for (int i = 0; i < CELL; i++) w[i] = d * (float)((b[8 + i % 16] >> i / 16 * 4 & 15) | (b[4 + i / 8] >> i % 8 & 1) << 4) + half_at(b + 2);
@@ -103,7 +116,8 @@ static Line line_of(const uint8_t *row, int64_t type, int64_t cell) {
             break;
         case Q6_K: {
             const uint8_t *low = b + part / 4 * 64 + part % 2 * 32, *upper = b + 128 + part / 4 * 32;
-            for (int i = 0; i < CELL; i++) line.codes[i] = (low[i] >> part % 4 / 2 * 4 & 15) | (upper[i] >> part % 4 * 2 & 3) << 4;
+            for (int i = 0; i < CELL; i += 8)
+                put_eight((eight(low + i) >> part % 4 / 2 * 4 & 15 * EACH) | (eight(upper + i) >> part % 4 * 2 & 3 * EACH) << 4, line.codes + i);
             d = half_at(b + 208);
             line.first = d * (float)(int8_t)b[192 + part * 2], line.second = d * (float)(int8_t)b[193 + part * 2];
             break;
@@ -114,14 +128,14 @@ static Line line_of(const uint8_t *row, int64_t type, int64_t cell) {
     return line;
 }
 
-static uint32_t four(const uint8_t *codes) {
+ALWAYS uint32_t four(const uint8_t *codes) {
     uint32_t word;
     memcpy(&word, codes, sizeof word);
     return word;
 }
 
 // Put a line into a cell, four columns at a time.
-static void lay(const Line *line, int kind, int lane, uint8_t *cell) {
+ALWAYS void lay(const Line *line, int kind, int lane, uint8_t *cell) {
     uint16_t numbers[2] = {to_half(line->first), to_half(line->second)};
     for (int h = 0; h < 2; h++) memcpy(cell + codes_of(kind) + h * 32 + lane * 2, numbers + h, sizeof *numbers);
     for (int g = 0; g < (kind == S8 ? 8 : 4); g++) {
@@ -136,14 +150,30 @@ static void lay(const Line *line, int kind, int lane, uint8_t *cell) {
     }
 }
 
+// One panel of `rows` rows of a type, at `out`, which is all zeros; inlined where the type is known, so that it is not asked for each line.
+ALWAYS void one_panel(const uint8_t *raw, int64_t type, int64_t rows, int64_t depth, uint8_t *out) {
+    int64_t row = depth / columns_in(type) * block_of(type), kind = kind_of(type);
+    for (int64_t c = 0; c < cells_of(depth); c++, out += cell_of((int)kind))
+        for (int64_t r = 0; r < rows; r++) {
+            Line line = line_of(raw + r * row, type, c);
+            lay(&line, (int)kind, (int)r, out);
+        }
+}
+
 // Panels of `rows` rows of a type, at `out`, which is all zeros.
 static void repack(const uint8_t *raw, int64_t type, int64_t rows, int64_t depth, uint8_t *out) {
-    int64_t cells = cells_of(depth), row = depth / columns_in(type) * block_of(type), kind = kind_of(type);
+    int64_t row = depth / columns_in(type) * block_of(type), panel = cells_of(depth) * cell_of(kind_of(type));
 #pragma omp parallel for schedule(static)
-    for (int64_t panel = 0; panel < (rows + PANEL - 1) / PANEL; panel++)
-        for (int64_t c = 0; c < cells; c++)
-            for (int64_t r = panel * PANEL; r < rows && r < (panel + 1) * PANEL; r++) {
-                Line line = line_of(raw + r * row, type, c);
-                lay(&line, (int)kind, (int)(r % PANEL), out + (panel * cells + c) * cell_of((int)kind));
-            }
+    for (int64_t first = 0; first < rows; first += PANEL) {
+        const uint8_t *from = raw + first * row;
+        uint8_t *to = out + first / PANEL * panel;
+        int64_t some = rows - first < PANEL ? rows - first : PANEL;
+        switch (type) {  // each a loop of its own
+            case Q4_K: one_panel(from, Q4_K, some, depth, to); break;
+            case Q5_0: one_panel(from, Q5_0, some, depth, to); break;
+            case Q6_K: one_panel(from, Q6_K, some, depth, to); break;
+            case Q8_0: one_panel(from, Q8_0, some, depth, to); break;
+            default: one_panel(from, type, some, depth, to);
+        }
+    }
 }

@@ -6,6 +6,7 @@ The format is ggml's (versions 2 and 3). The `gguf` library would take seconds f
 from __future__ import annotations
 
 import mmap
+import struct
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -24,7 +25,7 @@ from flashspec.models.packed import PackedEmbedding, PackedLinear
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 AGAIN = "the file is damaged, or not a GGUF file: fetch it again"
 NUMBERS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
-STRING, ARRAY = 8, 9
+STRING, ARRAY, LENGTH = 8, 9, struct.Struct("<Q")
 MOST, ALIGNMENTS = 65_536, [1 << n for n in range(21)]
 # ggml's number of a type: its name, the columns of a block and the block's bytes
 TYPES = {
@@ -125,16 +126,27 @@ class Gguf:
         return int.from_bytes(self._bytes[at : at + size], "little")
 
     def _string(self) -> str:
-        size = self._whole(8)
-        at = self._take(size)
+        return self._strings(1)[0]
+
+    def _strings(self, count: int) -> list[str]:
+        data, end, found = self._bytes, self._at, list[str]()
         try:
-            return self._bytes[at : at + size].decode()
+            for _ in range(count):  # of hundreds of thousands: nothing is called for one that need not be
+                start = end + LENGTH.size
+                end = start + LENGTH.unpack_from(data, end)[0]
+                if end > len(data):
+                    break
+                found.append(data[start:end].decode())
         except UnicodeDecodeError:
-            raise ValueError(f"{self.path} holds text that is not UTF-8 at byte {at}; {AGAIN}") from None
+            raise ValueError(f"{self.path} holds text that is not UTF-8 at byte {start}; {AGAIN}") from None
+        except struct.error:  # a length that is cut
+            end = start
+        self._take(end - self._at)
+        return found
 
     def _list(self, kind: int, count: int) -> list[Any]:
         if kind == STRING:
-            return [self._string() for _ in range(count)]
+            return self._strings(count)
         if kind not in NUMBERS:
             raise ValueError(f"{self.path} holds facts of the type {kind}, which is not read; {AGAIN}")
         form = np.dtype(NUMBERS[kind])

@@ -1,8 +1,8 @@
 """The study: experiments, their stored tables with origin, and the notebooks that show them."""
 
+from flashspec.parameters import Refused
 from flashspec.study.experiment import Experiment
 from flashspec.study.notebooks import checked
-from flashspec.study.parameters import Refused
 from flashspec.study.registry import EXPERIMENTS, everywhere, params, run, stored
 from flashspec.study.tables import Results
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from flashspec.decoding.generate import generate
+from flashspec.parameters import hints, presets_of
 from flashspec.study import race
 from flashspec.study.drafts import folders, prompts_of
 from flashspec.study.experiment import Experiment
-from flashspec.study.parameters import hints, presets_of
 from flashspec.study.racers import racers
 
 

@@ -24,8 +24,8 @@ from typing import Any
 
 import flashspec
 from flashspec import provenance
+from flashspec.parameters import Refused
 from flashspec.refusals import in_words
-from flashspec.study.parameters import Refused
 from flashspec.study.registry import experiment_of
 
 RESULT = "result"  # of a task, in its folder

@@ -15,10 +15,10 @@ from flashspec.decoding.models import Models, folder_of
 from flashspec.heads.base import DenseHead
 from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.models.exits import rows_at
+from flashspec.parameters import presets_of
 from flashspec.study.drafts import folders, short_name, target_of
 from flashspec.study.experiment import Experiment, by
 from flashspec.study.frames import DataFrame
-from flashspec.study.parameters import presets_of
 from flashspec.typed import among, at_least
 
 CURVE = "curve.jsonl"

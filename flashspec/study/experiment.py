@@ -15,8 +15,8 @@ from typing import Any
 from flashspec import provenance
 from flashspec.kernels import build
 from flashspec.models.writing import refuse_input
+from flashspec.parameters import Refused, canonical, parse
 from flashspec.study import tables
-from flashspec.study.parameters import Refused, canonical, parse
 from flashspec.study.tables import Results
 
 

@@ -16,10 +16,10 @@ from flashspec.measure.prompts import Prompt
 from flashspec.models.config import from_hf
 from flashspec.models.family import FAMILY as POINTS
 from flashspec.models.transformer import Transformer
+from flashspec.parameters import presets_of
 from flashspec.study.drafts import FAMILY, drafts_of, facts_of, folders, pair_of, prompts_of
 from flashspec.study.experiment import Experiment
 from flashspec.study.frames import DataFrame, framed
-from flashspec.study.parameters import presets_of
 from flashspec.study.tables import default_root
 from flashspec.theory import replayed
 from flashspec.typed import at_least

@@ -10,9 +10,9 @@ from typing import Any
 from flashspec.decoding.generate import Output, generate
 from flashspec.decoding.method import METHODS, build
 from flashspec.decoding.models import Models
+from flashspec.parameters import parse_value
 from flashspec.sampling import Sampling
 from flashspec.study.frames import DataFrame, framed
-from flashspec.study.parameters import parse_value
 
 COUNTS = ("emitted", "forwards", "rounds", "drafted", "accepted")
 

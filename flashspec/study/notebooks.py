@@ -16,8 +16,8 @@ from typing import Any
 
 from flashspec.models.folder import first_line
 from flashspec.models.writing import refuse_input, write_text
+from flashspec.parameters import Refused, hints, parse, refuse_unknown
 from flashspec.provenance import digest, short_hash
-from flashspec.study.parameters import Refused, hints, parse, refuse_unknown
 from flashspec.study.tables import default_root
 
 START_TIMEOUT, MADE_OF = 600, "made_of"

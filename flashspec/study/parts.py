@@ -31,8 +31,8 @@ from flashspec.models.gguf import opened
 from flashspec.models.memory import device_named
 from flashspec.models.synthetic import random_rows, reshaped, shape, synthetic
 from flashspec.models.transformer import Transformer
+from flashspec.parameters import presets_of
 from flashspec.study.experiment import Experiment, by
-from flashspec.study.parameters import presets_of
 from flashspec.study.racers import dtype_of, format_of, options_of
 from flashspec.typed import among, at_least
 

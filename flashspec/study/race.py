@@ -13,9 +13,9 @@ from flashspec.measure.certificate import certify, first_difference, target_scor
 from flashspec.measure.parts import loop_overhead
 from flashspec.measure.prompts import Prompt, numbered
 from flashspec.measure.runs import Run, Text, repeated_share, text_digest
+from flashspec.parameters import presets_of
 from flashspec.study.drafts import folders, prompts_of
 from flashspec.study.experiment import Experiment, by
-from flashspec.study.parameters import presets_of
 from flashspec.study.racers import BASES, DRAFT_MODEL, SHORT, Racer, racers, samplings
 from flashspec.typed import among, at_least
 

@@ -25,10 +25,10 @@ from flashspec.measure import clock
 from flashspec.models.engine import CHOICES, FLAG
 from flashspec.models.memory import Form, weight_bytes
 from flashspec.models.synthetic import GROUP, is_awq, shape, synthetic
+from flashspec.parameters import presets_of
 from flashspec.study import parts
 from flashspec.study.experiment import Experiment, by
 from flashspec.study.frames import DataFrame, framed
-from flashspec.study.parameters import presets_of
 from flashspec.study.tables import Results
 from flashspec.typed import among, at_least
 

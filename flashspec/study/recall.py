@@ -15,10 +15,10 @@ from flashspec.heads.candidates import usable
 from flashspec.heads.cluster import Recipe, balanced, unconstrained
 from flashspec.heads.flash import FlashHead, calibrate_always
 from flashspec.heads.registry import HEADS
+from flashspec.parameters import presets_of
 from flashspec.study.drafts import drafts_of, folders, short_name
 from flashspec.study.experiment import Experiment
 from flashspec.study.held_out import LIVE, HeldOut, held_out, judged
-from flashspec.study.parameters import presets_of
 from flashspec.study.racers import dtype_of, format_of
 from flashspec.typed import among, at_least
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from flashspec.decoding.models import folder_of
+from flashspec.parameters import Refused, canonical, hints, parse
 from flashspec.study import decodes, exits, family, parts, race, real_shapes, recall, tables
 from flashspec.study.drafts import prompts_file
 from flashspec.study.experiment import Experiment
 from flashspec.study.frames import framed
 from flashspec.study.notebooks import cells, checked, execute, parameters
-from flashspec.study.parameters import Refused, canonical, hints, parse
 from flashspec.study.tables import Results
 
 

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 
 from flashspec import provenance
 from flashspec.models.writing import made, replaced, write_text
+from flashspec.parameters import MANY, UNFIT, Refused, canonical, listed, parse
 from flashspec.study import tables
 from flashspec.study.engines import RESULT, WORKER, Answer, Engine, Task, answered
 from flashspec.study.experiment import Experiment
 from flashspec.study.frames import DataFrame
 from flashspec.study.notebooks import cells
-from flashspec.study.parameters import MANY, UNFIT, Refused, canonical, listed, parse
 from flashspec.study.registry import EXECUTED, EXPERIMENTS, experiment_of
 from flashspec.typed import at_least
 

@@ -21,8 +21,8 @@ import numpy as np
 from flashspec import provenance
 from flashspec.models.folder import first_line
 from flashspec.models.writing import made, replaced
+from flashspec.parameters import Refused, hints
 from flashspec.study.frames import DataFrame, framed
-from flashspec.study.parameters import Refused, hints
 
 ORIGIN, SEAL, BLANK = b"flashspec", b"flashspec-sha256:", b"0" * 64
 SCHEMA = 1  # of a table's file; a file that names none is of the first

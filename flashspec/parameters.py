@@ -18,7 +18,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from flashspec.typed import in_words
 
 NOTHING = ("none", "null", "")
-PRESETS = Path(__file__).parents[1] / "data" / "presets.toml"
+PRESETS = Path(__file__).parent / "data" / "presets.toml"
 UNFIT = (TypeError, ValueError, SyntaxError, OverflowError, RecursionError, MemoryError)
 LARGEST = 2**63  # of a whole number, what torch and numpy count with
 MANY = 10_000  # values of one parameter, points of a sweep
