@@ -6,6 +6,7 @@ import gc
 import importlib
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 import click
@@ -56,10 +57,13 @@ def group() -> None:
 
 
 def status(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit status: 0, 1 for failed notebooks or points, or tables that differ, 2
-    for an error, 130."""
+    """Run one command line, whose `obj` is the time of its start, and return its exit status.
+
+    0, 1 for failed notebooks or points, or tables that differ, 2 for an error, 130.
+    """
     try:
-        return group.main(args=None if arguments is None else list(arguments), prog_name="flashspec", standalone_mode=False) or 0
+        given = None if arguments is None else list(arguments)
+        return group.main(args=given, prog_name="flashspec", standalone_mode=False, obj=time.perf_counter()) or 0
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         return 0

@@ -40,7 +40,7 @@ WIDE = 2.0
 VARIES = 0.2  # of the median step, between the fastest and the slowest turn of a machine that is called idle
 HEADS = {"head": ("dense", "int8", "flash"), "probes": (32, 64, 128, 256), "shortlist": (512, 2048)}
 GIVEN = {"acceptance": "given, the same for every head"}
-ENDING = 3.0  # seconds kept for the program's start and for the intervals
+ENDING = 2.0  # seconds kept for the intervals
 say = partial(click.echo, err=True)
 Options = Mapping[str, Any]
 Found = tuple[Question, PairCosts, Any, dict[str, str]]
@@ -71,7 +71,8 @@ def stated(options: Options, question: Question) -> Found:
 
 def measured(options: Options, question: Question) -> Found:
     """Costs, and acceptance unless it is given, within the question's seconds; an estimate after every turn."""
-    until, load_before = clock.now() + question.seconds - ENDING, os.getloadavg()[0]
+    began = click.get_current_context().obj or clock.now()
+    until, load_before = began + question.seconds - ENDING, os.getloadavg()[0]
     busy("loading models")
     models = load(*(options[name] for name in ("target", "draft", "dtype", "device", "weights")))
     if options["head"] is None and (why := lacks_flash(models)):
@@ -82,10 +83,10 @@ def measured(options: Options, question: Question) -> Found:
     if not known and len(prompts) < FEWEST:
         raise ValueError(f"an interval needs at least {FEWEST} texts, got {len(prompts)}: give more --prompts, or --acceptance")
     costs, found = PairCosts((), question.timed), cast(Any, known)
-    for costs, texts in observe(models, question, prompts, until, say):
+    for turns, (costs, texts) in enumerate(observe(models, question, prompts, until, say)):
         if not known:
             length, found = len(texts[name_of(question.writers[0])][0]), replayed_on(texts)
-        say(estimate(ranked(costs, found, question.methods)[0], len(costs.turns)))
+        say(estimate(ranked(costs, found, question.methods)[0], turns))
     say(machine(load_before, usable_cores(), costs.spread))
     if len(costs.turns) < FEWEST:
         needed = f"{len(costs.turns)} of the {FEWEST} turns that an interval needs"
@@ -123,9 +124,9 @@ def machine(load: float, cores: int, spread: float = 0.0) -> str:
 
 
 def estimate(found: tuple[Method, float], turns: int) -> str:
-    """The estimate after this many turns, without an interval."""
+    """The estimate after this many turns, without an interval; the first is cold and from one text."""
     method, speed = found
-    return f"{'first estimate' if turns == 1 else f'after {turns} turns'}: {setting(method)}: about {speed:.2f}x plain decoding"
+    return f"{f'after turn {turns}' if turns else 'first estimate'}: {setting(method)}: about {speed:.2f}x plain decoding"
 
 
 def lines(found: Sequence[Forecast], sources: Mapping[str, str]) -> Iterator[str]:

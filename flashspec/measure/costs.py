@@ -62,14 +62,14 @@ class PairCosts:
         return Costs(draft, verify, found["finalize"] if eager else 0.0, found["overhead"]), found["step"]
 
 
-def timed_turn(groups: Sequence[clock.Calls], device: str, say: Say, warmup: int = 1) -> Turn:
+def timed_turn(groups: Sequence[clock.Calls], device: str, say: Say) -> Turn:
     """Seconds of every part and of the loop's overhead; caches are as in a decode, because groups follow one another.
 
-    A first turn needs a `warmup`, a run of each group before it is timed: what a call does for the first time takes longer.
+    A first turn is cold: what a call does for the first time takes longer.
     """
     found = dict[str, float]()
     for group in groups:
-        part = clock.medians(group, 1, SETTLING if "step" in group else warmup, device)
+        part = clock.medians(group, 1, SETTLING if "step" in group else 0, device)
         say(", ".join(f"{name}: {1000 * seconds:.3g} ms" for name, seconds in part.items()))
         found |= part
     return found | {"step": found["step"] + loop_overhead(1), "overhead": loop_overhead(2)}

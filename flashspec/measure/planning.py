@@ -7,19 +7,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
+from itertools import islice, product
 from typing import NamedTuple
 
 from msgspec import structs
 
 from flashspec import theory
+from flashspec.decoding.generate import request
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models, check_pair
 from flashspec.heads.registry import HEADS
 from flashspec.measure import clock
 from flashspec.measure.costs import PairCosts, Say, Turn, name_of, parts_of, pass_bytes, timed_turn
 from flashspec.measure.prompts import Prompt
-from flashspec.measure.trace import replay_text, tell
+from flashspec.measure.trace import replay_text, told_of
 from flashspec.models.synthetic import shape
 from flashspec.sampling import Sampling
 from flashspec.theory import Counts, Shares
@@ -157,19 +158,29 @@ def advise(pair: PairCosts, acceptance: Acceptance, methods: Sequence[Method]) -
 
 
 def written(models: Models, question: Question, prompts: Sequence[Prompt], say: Say) -> Iterator[tuple[tuple[int, ...], Texts]]:
-    """The first text with its prompt, and the writers' chances on all texts, which grow by thirds."""
+    """The first text with its prompt, and the writers' chances on the texts: on the start of the first one, then of all, which
+    grow by thirds."""
+    options = {"max_new_tokens": question.new_tokens, "stop": ()}
+    live = [request(models, list(prompt.ids), Method(), question.sampling, options).steps() for prompt in prompts]
     grown, left = list(prompts), question.new_tokens
     chances = {writer: [list[float]() for _ in prompts] for writer in question.writers}
+
+    def found() -> tuple[tuple[int, ...], Texts]:
+        return grown[0].ids, {name_of(writer): tuple(tuple(each) for each in of if each) for writer, of in chances.items()}
+
     while True:
         new = min(left, -(-question.new_tokens // FEWEST))
         for number, prompt in enumerate(grown if new else ()):
             say(f"text {number + 1} of {len(grown)} ({prompt.kind}): {new} tokens more")
-            told = tell(models, prompt, question.sampling, new)
-            grown[number] = structs.replace(prompt, ids=(*prompt.ids, *told.tokens))
-            for writer, found in chances.items():
-                found[number] += replay_text(told, models, writer, question.sampling)
+            tokens = [token for step in islice(live[number], new) for token in step.tokens]
+            told = told_of(models, prompt, tokens, question.sampling)
+            grown[number] = structs.replace(prompt, ids=(*prompt.ids, *tokens))
+            for writer, of in chances.items():
+                of[number] += replay_text(told, models, writer, question.sampling)
+            if not number and left == question.new_tokens:
+                yield found()
         left -= new
-        yield grown[0].ids, {name_of(writer): tuple(map(tuple, found)) for writer, found in chances.items()}
+        yield found()
 
 
 def observe(
@@ -177,25 +188,30 @@ def observe(
 ) -> Iterator[tuple[PairCosts, Texts]]:
     """Costs of a pair on this machine, and its writers' chances on the target's texts, turn after turn.
 
-    A turn times every part once, and the texts grow before it where that leaves time for the turns that an interval needs;
-    `say` reports each part of the first turn. Ends after the question's repeats, before a turn beyond those needed that would
-    end after `until`, or within a turn at that time, by `clock.now`.
+    A turn times every part once. The first, cold one serves a first estimate from one text and is then forgotten; before later
+    ones the texts grow where that leaves time for the turns that an interval needs. `say` reports each piece until then, and
+    each text. Ends after the question's repeats, before a turn beyond those needed that would end after `until`, or within
+    a turn at that time, by `clock.now`.
     """
-    turns, start, device = list[Turn](), clock.now(), str(models.target.device)
+    turns, device = list[Turn](), str(models.target.device)
 
-    def tick(line: str) -> None:
+    def tick(line: str, heard: bool = True) -> None:
         if clock.now() > until:
             raise TimeoutError
-        if not turns:
+        if heard:
             say(line)
 
     with suppress(TimeoutError):
         growing = written(models, question, prompts, tick)
         text, texts = next(growing)
-        groups, wrote = parts_of(models, question.writers, question.timed, text, question.sampling), clock.now() - start
+        groups = parts_of(models, question.writers, question.timed, text, question.sampling)
+        yield PairCosts((timed_turn(groups, device, tick),), question.timed), texts
+        start = clock.now()
+        _, texts = next(growing)
+        wrote = clock.now() - start
         for _ in range(question.repeats):
             start = clock.now()
-            turns.append(timed_turn(groups, device, tick, 0 if turns else 1))
+            turns.append(timed_turn(groups, device, partial(tick, heard=False)))
             now = clock.now()
             yield PairCosts(tuple(turns), question.timed), texts
             spare = until - now - (now - start) * max(1, FEWEST - len(turns))

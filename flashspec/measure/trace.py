@@ -6,7 +6,7 @@ text is replayed exactly where stages share their noise (rule "coupling"), else 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -86,8 +86,13 @@ def tell(models: Models, prompt: Prompt, sampling: Sampling, new_tokens: int) ->
     """
     if sampling.rule == "typical" and sampling.temperature:
         raise ValueError("under typical acceptance the text depends on the draft; record with rule coupling or speculative")
-    tokens = tuple(generate(models, list(prompt.ids), Method(), sampling, max_new_tokens=new_tokens, stop=()).tokens)
-    told = Told(prompt.kind, prompt.ids, tokens, (1.0,) * len(tokens))
+    tokens = generate(models, list(prompt.ids), Method(), sampling, max_new_tokens=new_tokens, stop=()).tokens
+    return told_of(models, prompt, tokens, sampling)
+
+
+def told_of(models: Models, prompt: Prompt, tokens: Sequence[int], sampling: Sampling) -> Told:
+    """What the target wrote after a prompt, with the chances of these tokens."""
+    told = Told(prompt.kind, prompt.ids, tuple(tokens), (1.0,) * len(tokens))
     if not _drawn_apart(sampling):
         return told
     stage = build(Method(), models, sampling, len(prompt.ids) + len(tokens))[0]
