@@ -14,10 +14,10 @@ _HOMES = {
     "flashspec.heads.flash": ("FlashHead",),
     "flashspec.decoding.rules": ("SpeculativeSampling", "GumbelCoupling", "TypicalAcceptance"),
     "flashspec.decoding.stages": ("Stage",),
-    "flashspec.decoding.cascade": ("Event", "Limits", "State", "Step", "decode"),
+    "flashspec.decoding.cascade": ("Event", "Limits", "State", "Step", "decode", "decode_together"),
     "flashspec.decoding.method": ("Method", "METHODS", "build"),
     "flashspec.decoding.models": ("Models", "load"),
-    "flashspec.decoding.generate": ("Output", "generate"),
+    "flashspec.decoding.generate": ("Output", "generate", "generate_together"),
 }
 _PUBLIC = {name: home for home, names in _HOMES.items() for name in names}
 _ROOMS = ("theory", "provenance", "study")

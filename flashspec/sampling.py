@@ -31,8 +31,11 @@ class Scores(NamedTuple):
 
     def row(self, index: int) -> Scores:
         """One row, still two-dimensional."""
-        piece = slice(index, index + 1)
-        return Scores(None if self.ids is None else self.ids[piece], self.logits[piece])
+        return self.part(index, index + 1)
+
+    def part(self, start: int, stop: int) -> Scores:
+        """Rows `start` to `stop`."""
+        return Scores(None if self.ids is None else self.ids[start:stop], self.logits[start:stop])
 
     def pick(self, columns: Tensor) -> Tensor:
         """Vocabulary ids [n] of the chosen columns [n]."""

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from toys import PROMPT, duo
 
 from flashspec import Limits, Models, decode
-from flashspec.decoding import ways
+from flashspec.decoding import cascade, ways
 from flashspec.decoding.method import build, method_named
 from flashspec.decoding.rules import rule_for
 from flashspec.decoding.stages import scripted
@@ -131,14 +131,9 @@ def recording(stages, record=True):
     return stages
 
 
-def noted(stage, notes):
-    """A stage of which every burst and verification is noted, with what its reader has read."""
-
-    def noting(verb):
-        return lambda *given: notes.append((copy.deepcopy(found := verb(*given)), stage.reader.seen)) or found
-
-    vars(stage).update(write=noting(stage.write), judge=noting(stage.judge))
-    return stage
+def noting(verb, notes):
+    """Bursts, or verifications, of which each is noted, with what the stage's reader has read."""
+    return lambda stages, *given: notes.append((copy.deepcopy(found := verb(stages, *given)), stages[0].reader.seen)) or found
 
 
 def close(mine, theirs):
@@ -150,8 +145,11 @@ def alike(make, finalize="deferred", record=False):
     told = []
     for way in (fastest, None):
         notes, stages = [], recording(make(), record and way is fastest)
-        steps = decode([noted(stage._replace(way=way), notes) for stage in stages], PROMPT, Limits(24, (), finalize))
-        told.append(tree_leaves([[(step.tokens, step.events) for step in steps], notes]))
+        with pytest.MonkeyPatch.context() as patch:
+            for verb in ("write_together", "judge_together"):
+                patch.setattr(cascade, verb, noting(getattr(cascade, verb), notes))
+            steps = decode([stage._replace(way=way) for stage in stages], PROMPT, Limits(24, (), finalize))
+            told.append(tree_leaves([[(step.tokens, step.events) for step in steps], notes]))
     assert len(notes) > 16
     return len(told[0]) == len(told[1]) and all(map(close, *told))
 

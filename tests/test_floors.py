@@ -7,8 +7,8 @@ import pytest
 from shelf import ROOT, python
 
 FLOORS = {
-    "once": 0, "refusals": 0, "sampling": 0, "typed": 0, "theory": 0, "provenance": 0, "kernels": 0, "models": 1, "heads": 1,
-    "decoding": 2, "measure": 3, "train": 4, "study": 4, "cli": 5,
+    "once": 0, "parameters": 0, "refusals": 0, "sampling": 0, "typed": 0, "theory": 0, "provenance": 0, "kernels": 0,
+    "models": 1, "heads": 1, "decoding": 2, "measure": 3, "train": 4, "study": 4, "cli": 5,
 }  # fmt: skip
 APART = {("train", "study"), ("study", "train")}  # one floor, and neither imports the other
 HEAVY = {

@@ -129,26 +129,26 @@ def anywhere(where, times):
 
 def growing():
     found, kind = 0, ("kernels", "self_speculation", "coupling")
-    for grows in (KernelEngine.run, Writer._call):
+    for grows in (KernelEngine._carry, Writer._call):
         last = min(400, length(kind, grows.__code__))
         found += sum(outlives(kind, Tracer(i, grows.__code__)) for i in range(last))
     return found
 
 
-def early(self, x, start):
-    x, threads = (self.model.place(x, start) if self.lowest else x).contiguous(), torch.get_num_threads()
+def early(self, x, start, *places):
+    x, threads = x.contiguous(), torch.get_num_threads()
     shape = ctypes.byref(self._shape)
     if len(x) > getattr(self, "room", 0):
         self.room = len(x)
         self._scratch = torch.empty(call("fs_scratch", shape, len(x), threads))
-    call("fs_span", shape, self._layers, self.count, x, len(x), start, threads, self._scratch)
+    call("fs_span", shape, self._layers, self.count, x, len(x), start, *places or (None,) * 3, threads, self._scratch)
     return x
 
 
-def shortening(state, draft=cascade.draft):
-    model = state.stages[-1].reader.model
+def shortening(states, draft=cascade.draft):
+    model = states[0].stages[-1].reader.model
     model.layers, whole = model.layers[:2], model.layers
-    result = draft(state)
+    result = draft(states)
     model.layers = whole
     return result
 
@@ -157,7 +157,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     which = sys.argv[1]
     if which == "early":
-        KernelEngine.run = early
+        KernelEngine._carry = early
     if which == "truncated":
         cascade.draft, which = shortening, "torch"
     print(growing() if which in ("early", "growing") else anywhere(which, 200 if which == "kernels" else 60))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flashspec.decoding.rules import Drawn
-from flashspec.decoding.stages import Judged, Stage, listed
+from flashspec.decoding.stages import Judged, Stage, judge_together, listed, write_together
 from flashspec.sampling import Scores
 from flashspec.typed import at_least, one_of, typed, whole_numbers
 
@@ -59,7 +59,7 @@ class Limits:
 class State:
     """Tokens [room], `length` of them written, how many each stage has kept, and the draws not yet checked by the last.
 
-    `asked`: the stage below wants the next one to act now. `final`: the latest final tokens.
+    `asked`: the stage below wants the next one to act now. `final`: the latest final tokens, `events`: since the last ones.
     """
 
     stages: list[Stage]
@@ -69,6 +69,7 @@ class State:
     waiting: list[Drawn]
     asked: bool = False
     final: list[int] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
 
     @classmethod
     def at(cls, stages: list[Stage], tokens: Tensor, length: int, level: int = 1, waiting: Sequence[Drawn] = ()) -> State:
@@ -137,47 +138,76 @@ def decode(stages: list[Stage], prompt: list[int], limits: Limits = Limits()) ->
     Raises RuntimeError where another decode has begun over these stages, ValueError for an empty or too long
     prompt, ids outside the vocabulary or stages of different vocabularies, FloatingPointError for NaN.
     """
-    state, events, done = State.start(stages, prompt, limits), list[Event](), False
-    while state.room and not done:
-        state.check_ours()
+    return (step for _, step in decode_together([stages], [prompt], limits))
+
+
+@typed
+def decode_together(stages: list[list[Stage]], prompts: list[list[int]], limits: Limits = Limits()) -> Iterator[tuple[int, Step]]:
+    """Decode several prompts at once, each over stages of its own; yields a text's number with each of its Steps.
+
+    Stages of one method read and score the rows of all texts in one pass over the weights, where the kernels compute them. A
+    text, and its events, are what `decode` gives for it alone. Raises as `decode`, for the first prompt that is at fault.
+    """
+    states = [State.start(own, prompt, limits) for own, prompt in zip(stages, prompts, strict=True)]
+    going = {number: state for number, state in enumerate(states) if state.room}
+    while going:
+        for state in going.values():
+            state.check_ours()
         with torch.inference_mode():
-            events += advance(state)
-        if state.final:
-            fresh, done = _cut(state.final, limits.stop)
-            if limits.finalize == "eager" and not done:
-                with torch.inference_mode():
-                    events += finalize(state)
-            yield Step(fresh, events)
-            state.final, events = [], []
+            for state, happened in zip(going.values(), advance([*going.values()]), strict=True):
+                state.events += happened
+        for number, state in list(going.items()):
+            done = not state.room
+            if state.final:
+                fresh, stopped = _cut(state.final, limits.stop)
+                if limits.finalize == "eager" and not stopped:
+                    with torch.inference_mode():
+                        state.events += finalize(state)
+                yield number, Step(fresh, state.events)
+                state.final, state.events, done = [], [], done or stopped
+            if done:
+                del going[number]
 
 
-def advance(state: State) -> Iterator[Event]:
-    """A burst, then a check by every stage from the bottom until one has too few tokens waiting."""
-    yield from draft(state)
-    for i in range(1, len(state.stages)):
-        if state.wants(i):
-            yield from check(state, i)
-        elif state.room > 1:
-            break
+def advance(states: Sequence[State]) -> list[list[Event]]:
+    """A burst, then a check by every stage from the bottom until one has too few tokens waiting; for every text."""
+    events, climbing = draft(states), list(range(len(states)))
+    for i in range(1, len(states[0].stages)):
+        climbing = [t for t in climbing if states[t].wants(i) or states[t].room <= 1]
+        acting = [t for t in climbing if states[t].wants(i)]
+        for t, found in zip(acting, check([states[t] for t in acting], i) if acting else [], strict=True):
+            events[t] += found
+    return events
 
 
-def draft(state: State) -> list[Event]:
+def draft(states: Sequence[State]) -> list[list[Event]]:
     """Stage 0 writes as many tokens as the next stage waits for; alone, its tokens are final."""
-    stages, start, above = state.stages, state.length, min(1, len(state.stages) - 1)
-    want = min(stages[above].every, state.room - above)
-    drawn, rows = stages[0].write(state.tokens, start, want)
-    state.waiting += drawn
-    state.length = state.marks[0] = start + len(drawn)
-    state.asked = len(drawn) < want
-    if not above:
-        state.final, state.waiting = listed([state.tokens[start : state.length]], [each.sound for each in drawn]), []
-    return [Event(0, 0, 0, rows, len(drawn))]
+    above = min(1, len(states[0].stages) - 1)
+    wants = [min(state.stages[above].every, state.room - above) for state in states]
+    lowest, texts, starts = zip(*((state.stages[0], state.tokens, state.length) for state in states), strict=True)
+    events = []
+    for state, want, (drawn, rows) in zip(states, wants, write_together(lowest, texts, starts, wants), strict=True):
+        start, state.waiting = state.length, [*state.waiting, *drawn]
+        state.length = state.marks[0] = start + len(drawn)
+        state.asked = len(drawn) < want
+        if not above:
+            state.final, state.waiting = listed([state.tokens[start : state.length]], [each.sound for each in drawn]), []
+        events.append([Event(0, 0, 0, rows, len(drawn))])
+    return events
 
 
-def check(state: State, i: int) -> list[Event]:
+def check(states: Sequence[State], i: int) -> list[list[Event]]:
     """Stage i checks what waits below it, keeps a prefix and adds one token."""
-    first, waiting = state.marks[i], state.waiting[state.marks[i] - state.marks[-1] :]
-    found = state.stages[i].judge(state.tokens[: state.length], first, waiting, i)
+    asked = [
+        (state.tokens[: state.length], state.marks[i], state.waiting[state.marks[i] - state.marks[-1] :]) for state in states
+    ]
+    found = judge_together([state.stages[i] for state in states], asked, i)
+    return [checked(state, i, verdict) for state, verdict in zip(states, found, strict=True)]
+
+
+def checked(state: State, i: int, found: Judged) -> list[Event]:
+    """What the verdict of stage i makes of its text."""
+    first = state.marks[i]
     newest = first + found.kept
     state.tokens[newest] = found.token
     state.waiting[first - state.marks[-1] :] = promoted(state, first, found) if i + 1 < len(state.stages) else []

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import html
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flashspec.decoding.cascade import Event, Limits, Step, decode
+from flashspec.decoding.cascade import Event, Limits, Step, decode, decode_together
 from flashspec.decoding.method import Method, build, method_named
 from flashspec.decoding.models import Models
 from flashspec.decoding.stages import Stage
@@ -137,12 +137,21 @@ class Request:
 @typed
 def request(models: Models, prompt: Prompt, method: str | Method, sampling: Sampling, options: dict[str, Any]) -> Request:
     """Make a call ready, before the first forward; `options` are max_new_tokens, stop and fields of Method."""
+    return requests(models, [prompt], method, sampling, options)[0]
+
+
+@typed
+def requests(
+    models: Models, prompts: Sequence[Prompt], method: str | Method, sampling: Sampling, options: dict[str, Any]
+) -> list[Request]:
+    """Calls that may be decoded together, as `request` makes one ready: their caches have one size."""
     options = dict(options)
     new, stop = options.pop("max_new_tokens", 128), options.pop("stop", None)
     chosen = method_named(own_method(models) if method == "auto" else method, options)
     limits = Limits(new, models.stop if stop is None else whole_numbers("stop (token ids)", stop), chosen.finalize)
-    ids = models.encode(prompt) if isinstance(prompt, str) else list(whole_numbers("prompt", prompt))
-    return Request(ids, build(chosen, models, sampling, min(models.context, len(ids) + new)), limits, chosen)
+    ids = [models.encode(one) if isinstance(one, str) else list(whole_numbers("prompt", one)) for one in prompts]
+    context = min(models.context, max(map(len, ids)) + new)
+    return [Request(one, build(chosen, models, sampling, context), limits, chosen) for one in ids]
 
 
 def own_method(models: Models) -> str:
@@ -195,12 +204,26 @@ def generate(
     `options`: max_new_tokens (128), stop (ids; the target's own by default) and the fields of Method. Raises ValueError for
     an unknown method or option and an impossible prompt; warns where an exit almost never agrees.
     """
-    ready = request(models, prompt, method, sampling, options)
-    tokens, events = list[int](), list[Event]()
-    for step in ready.steps():
-        tokens += step.tokens
-        events += step.events
-    if weak := weak_exit(ready.method, events):
-        warnings.warn(weak, stacklevel=2)
+    return generate_together(models, [prompt], method, sampling, **options)[0]
+
+
+def generate_together(
+    models: Models, prompts: Sequence[Prompt], method: str | Method = "auto", sampling: Sampling = GREEDY, **options: Any
+) -> list[Output]:
+    """What `generate` gives for each of several prompts, decoded in one batch; ValueError as `generate`, and for no prompts."""
+    if isinstance(prompts, str) or not prompts:
+        raise ValueError("prompts are a list of one or more prompts; for a single one call generate")
+    ready = requests(models, prompts, method, sampling, options)
+    tokens, events = [list[int]() for _ in ready], [list[Event]() for _ in ready]
+    for number, step in decode_together([each.stages for each in ready], [each.ids for each in ready], ready[0].limits):
+        tokens[number] += step.tokens
+        events[number] += step.events
+    for happened in events:
+        if weak := weak_exit(ready[0].method, happened):
+            warnings.warn(weak, stacklevel=3)
+    return [_output(models, *each) for each in zip(ready, tokens, events, strict=True)]
+
+
+def _output(models: Models, ready: Request, tokens: list[int], events: list[Event]) -> Output:
     stats, said = count(events, len(tokens), len(ready.stages)), said_of(models, events, tokens)
     return Output(models.decode(tokens), tokens, events, stats, models.decode(ready.ids), said)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from flashspec.decoding.rules import AcceptanceRule, Drawn, ScriptedAcceptance, Waiting
 from flashspec.heads.base import Head
-from flashspec.models.reader import Reader, Reads
+from flashspec.models.reader import Reader, Reads, read_together
 from flashspec.sampling import Scores
 
 
@@ -31,6 +32,7 @@ class Judged(NamedTuple):
 Score = Callable[[Tensor, int], tuple[Scores, Reads]]
 Write = Callable[[Tensor, int, int], tuple[list[Drawn], int]]
 Doubt = Callable[[Scores], Tensor]
+Asked = tuple[Tensor, int, Sequence[Drawn]]  # tokens [n], the position from which they wait, and how they were drawn
 
 
 def unsure(threshold: float | None) -> Doubt | None:
@@ -96,22 +98,15 @@ class Stage:
         Returns them and how many rows the reader read. Never waits for an accelerator unless there are doubts: then a burst is
         cut afterwards, with one wait.
         """
-        if self.fast_write:
-            return self.fast_write(tokens, start, want)
-        doubts, drawn, rows = list[Tensor](), list[Drawn](), 0
-        for position in range(start, start + want):
-            scores, reads = self.score(tokens[:position], position)
-            rows += reads[-1]
-            if self.doubt is not None and stops(self.doubt(scores), doubts):
-                break
-            drawn.append(self.rule.draw(scores, position, 0))
-            tokens[position] = drawn[-1].token[0]
-        flags = torch.cat(doubts).tolist() if doubts else []
-        return drawn[: flags.index(True)] if any(flags) else drawn, rows
+        return write_together([self], [tokens], [start], [want])[0]
 
     def judge(self, tokens: Tensor, first: int, drawn: Sequence[Drawn], number: int) -> Judged:
         """Check tokens [n] from position `first` on as stage `number`; waits once. FloatingPointError for NaN."""
-        scores, reads = self.score(tokens, first)
+        return judge_together([self], [(tokens, first, drawn)], number)[0]
+
+    def verdict(self, scores: Scores, reads: Reads, text: Asked, number: int) -> Judged:
+        """What follows from the scores of rows that predict positions `first` to n."""
+        tokens, first, drawn = text
         waiting = Waiting(tokens[first:], [each.scores for each in drawn], first, number)
         verdict = self.rule.verify(scores, waiting)
         doubts = [] if self.doubt is None else [self.doubt(scores)]
@@ -119,6 +114,50 @@ class Stage:
         kept, token, *rest = listed(told, [verdict.sound, *(each.sound for each in drawn)])
         asked, asks = rest[: len(drawn)], any(rest[len(drawn) :][: kept + 1])
         return Judged(asked, kept, token, verdict.scores, verdict.sound, asks, reads)
+
+
+def score_together(stages: Sequence[Stage], texts: Sequence[Tensor], firsts: Sequence[int]) -> list[tuple[Scores, Reads]]:
+    """What each stage's `score` gives for its own text [n]: copies of one stage read and score all rows at once."""
+    if len(stages) == 1 or type(stages[0].head).learn is not Head.learn:  # what each text has taught its head
+        return [stage.score(text, first) for stage, text, first in zip(stages, texts, firsts, strict=True)]
+    reads = read_together([stage.reader for stage in stages], texts)
+    rows = [stage.reader.rows[first - 1 : len(text)] for stage, text, first in zip(stages, texts, firsts, strict=True)]
+    scores, ends = stages[0].head(torch.cat(rows)), list(accumulate(map(len, rows), initial=0))
+    return [(scores.part(start, stop), read) for (start, stop), read in zip(pairwise(ends), reads, strict=True)]
+
+
+def write_together(
+    stages: Sequence[Stage], texts: Sequence[Tensor], starts: Sequence[int], wants: Sequence[int]
+) -> list[tuple[list[Drawn], int]]:
+    """What each stage's `write` does with its own text [room]: a token of each at a time, where there are several."""
+    if len(stages) == 1 and stages[0].fast_write:
+        return [stages[0].fast_write(texts[0], starts[0], wants[0])]
+    drawn, doubts, rows = ([list[Any]() for _ in stages] for _ in range(3))
+    going = list(range(len(stages)))
+    for j in range(max(wants)):
+        if not (going := [i for i in going if j < wants[i]]):
+            break
+        ends = [starts[i] + j for i in going]
+        found = score_together([stages[i] for i in going], [texts[i][:end] for i, end in zip(going, ends, strict=True)], ends)
+        for i, end, (scores, reads) in zip(list(going), ends, found, strict=True):
+            stage = stages[i]
+            rows[i].append(reads[-1])
+            if stage.doubt is not None and stops(stage.doubt(scores), doubts[i]):
+                going.remove(i)
+                continue
+            drawn[i].append(stage.rule.draw(scores, end, 0))
+            texts[i][end] = drawn[i][-1].token[0]
+    flags = [torch.cat(each).tolist() if each else [] for each in doubts]
+    return [
+        (own[: flag.index(True)] if any(flag) else own, sum(read)) for own, flag, read in zip(drawn, flags, rows, strict=True)
+    ]
+
+
+def judge_together(stages: Sequence[Stage], asked: Sequence[Asked], number: int) -> list[Judged]:
+    """What each stage's `judge` says about its own text."""
+    texts, firsts, _ = zip(*asked, strict=True)
+    scored = score_together(stages, texts, firsts)
+    return [stage.verdict(*found, each, number) for stage, found, each in zip(stages, scored, asked, strict=True)]
 
 
 def scripted(stages: list[Stage], curve: Sequence[float]) -> list[Stage]:

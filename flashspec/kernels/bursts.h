@@ -107,7 +107,7 @@ static void read_tokens(const Writer *w, Burst b, int64_t from, int64_t stop, fl
     int64_t hidden = w->embedding.depth;
 #pragma omp single
     embed(w, b.tokens, from, stop, b.rows);
-    carry(w->shape, w->layers, w->count, b.rows + from * hidden, stop - from, from, scratch);
+    carry(w->shape, w->layers, w->count, b.rows + from * hidden, stop - from, (Places){.start = from}, scratch);
 }
 
 // Write `want` tokens behind `start`; the team's threads share every step. `room` floats of scratch are the layers'.

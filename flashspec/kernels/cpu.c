@@ -17,6 +17,9 @@ int64_t fs_isa(int64_t wanted) {
 // Panels of integers of `rows` rows of a type of ggml's, at `out`, which is all zeros.
 void fs_repack(const uint8_t *raw, int64_t type, int64_t rows, int64_t depth, uint8_t *out) { repack(raw, type, rows, depth, out); }
 
+// Rows by number of a weight in panels, see take.
+void fs_take(const uint8_t *cells, int64_t kind, int64_t depth, const int64_t *ids, int64_t count, uint8_t *out) { take(cells, (int)kind, depth, ids, count, out); }
+
 // out[r, j] = x[r] . w[j]; `kind` names how the weight is stored.
 void fs_linear(const float *x, int64_t rows, const void *w, int64_t kind, int64_t outputs, int64_t depth, float *out) {
 #pragma omp parallel
@@ -105,10 +108,11 @@ void fs_best_numbers(const float *values, int64_t rows, int64_t count, int64_t w
 // Floats of scratch fs_span needs for `rows` rows on `threads` threads.
 int64_t fs_scratch(const Shape *s, int64_t rows, int64_t threads) { return carrying(s, rows, threads); }
 
-// Carry x [rows, hidden] in place through `count` layers; the first row stands at position `start`; scratch is for `threads`.
-void fs_span(const Shape *s, const Layer *layers, int64_t count, float *x, int64_t rows, int64_t start, int64_t threads, float *scratch) {
+// Carry x [rows, hidden] in place through `count` layers, see Places; scratch is for `threads`.
+void fs_span(const Shape *s, const Layer *layers, int64_t count, float *x, int64_t rows, int64_t start, const Layer *const *texts, const int64_t *numbers, const int64_t *positions, int64_t threads, float *scratch) {
+    Places places = {start, texts, numbers, positions};
 #pragma omp parallel num_threads((int)threads)
-    carry(s, layers, count, x, rows, start, scratch);
+    carry(s, layers, count, x, rows, places, scratch);
 }
 
 // Bytes of scratch fs_score needs for `rows` rows.

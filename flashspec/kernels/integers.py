@@ -22,7 +22,6 @@ PANEL, CELL, HALF = 16, 32, 16  # rows of a panel; columns of a cell and of its 
 BITS = {"u4": 4, "s6": 6, "s8": 8}
 KINDS = {"u4": 2, "s6": 3, "s8": 4}  # what the compiled kernels call them
 CENTRE = {"s6": 32, "s8": 128}
-SOME = 1 << 24  # bytes that are taken at once
 PAGE = 1 << 21  # bytes of a huge page
 BLOCK = 1 << 26  # bytes asked for at once; what is never written takes no memory
 ALIGNMENT = 64  # a cache line
@@ -111,14 +110,11 @@ class Packed:
         """The rows of ids [m] in the same codes; ValueError unless m is a multiple of sixteen."""
         if len(ids) % PANEL:
             raise ValueError(f"rows are taken by panels of {PANEL}, a multiple of {PANEL} ids, got {len(ids)}")
-        out, panels = room(len(ids), self.depth, self.kind, Shelf()), len(ids) // PANEL
-        some = max(SOME // self.cells[0].nbytes, 1)
-        for at in range(0, panels, some):
-            some_ids, where = ids[at * PANEL : (at + some) * PANEL], out[at : at + some]
-            for part, width in (slice(-64), 4), (slice(-64, None), 2):
-                lanes = self.cells[:, :, part].unflatten(2, (-1, PANEL, width))
-                rows = lanes[some_ids // PANEL, :, :, some_ids % PANEL].unflatten(0, (-1, PANEL))
-                where[:, :, part] = rows.permute(0, 2, 3, 1, 4).flatten(2)
+        if library() is None:
+            codes, first, second = (part[ids] for part in unpacked(self))
+            return packed(codes[:, : self.depth], first, second, self.kind)
+        out = room(len(ids), self.depth, self.kind, Shelf())
+        call("fs_take", self.cells, KINDS[self.kind], self.depth, ids.contiguous(), len(ids), out)
         return Packed(out, self.kind, len(ids), self.depth)
 
     def __getitem__(self, rows: slice) -> Packed:

@@ -51,6 +51,20 @@ typedef struct {
     const float *cos, *sin;
 } Shape;
 
+// Where rows stand: behind one another from `start` on; or, of several texts at once, each at one of `positions`, in the caches
+// of its own text's layers, which `texts[numbers[r]]` points to.
+typedef struct {
+    int64_t start;
+    const Layer *const *texts;
+    const int64_t *numbers, *positions;
+} Places;
+
+static int64_t position_of(Places p, int64_t r) { return p.texts ? p.positions[r] : p.start + r; }
+static const Layer *layer_of(const Layer *layers, int64_t l, Places p, int64_t r) { return (p.texts ? p.texts[p.numbers[r]] : layers) + l; }
+static Places behind(Places p, int64_t rows) {
+    return p.texts ? (Places){0, p.texts, p.numbers + rows, p.positions + rows} : (Places){.start = p.start + rows};
+}
+
 static void rotate(const Shape *s, float *head, int64_t position) {
     const float *cosine = s->cos + position * s->head_dim, *sine = s->sin + position * s->head_dim;
     int64_t half = s->head_dim / 2;
@@ -159,7 +173,8 @@ static const void *share_of(Matrix m, int64_t outputs) {
     return row_at(m, from);
 }
 
-static void attention(const Shape *s, const Layer *l, float *x, int64_t rows, int64_t start, float *norm, float *qkv, float *mixed, float *part, float *weights) {
+static void attention(const Shape *s, const Layer *layers, int64_t number, float *x, int64_t rows, Places places, float *norm, float *qkv, float *mixed, float *part, float *weights) {
+    const Layer *l = layers + number;
     int64_t width = (s->heads + 2 * s->kv_heads) * s->head_dim, inner = s->heads * s->head_dim, from, to;
     for (int64_t r = 0; r < rows; r++) normalise(x + r * s->hidden, l->attention_norm, (float)s->eps, s->hidden, norm + r * s->hidden);
     int64_t kv = s->kv_heads * s->head_dim;
@@ -170,12 +185,13 @@ static void attention(const Shape *s, const Layer *l, float *x, int64_t rows, in
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; r++) {
         add_bias(qkv + r * width, l->qkv_bias, 1, width, 0, width);
-        place(s, l, qkv + r * width, start + r);
+        place(s, layer_of(layers, number, places, r), qkv + r * width, position_of(places, r));
     }
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < rows * s->kv_heads; i++) {
         int64_t r = i / s->kv_heads, group = s->heads / s->kv_heads, h = i % s->kv_heads * group, at = i % s->kv_heads * s->context * s->head_dim;
-        attend(s, qkv + r * width + h * s->head_dim, group, l->keys + at, l->values + at, start + r + 1, weights, mixed + r * inner + h * s->head_dim);
+        const Layer *own = layer_of(layers, number, places, r);
+        attend(s, qkv + r * width + h * s->head_dim, group, own->keys + at, own->values + at, position_of(places, r) + 1, weights, mixed + r * inner + h * s->head_dim);
     }
     share(s->hidden, &from, &to);
     product(mixed, rows, span(l->out, from, to, share_of(s->gated ? l->gate : l->up, s->ffn)), part, s->hidden);
@@ -216,7 +232,7 @@ static int64_t carrying(const Shape *s, int64_t rows, int64_t threads) {
     return rows * (width + inner + 3 * s->ffn + s->hidden) + threads * (rows * s->hidden + s->heads / s->kv_heads * (s->context + 8));
 }
 
-static void carry_some(const Shape *s, const Layer *layers, int64_t count, float *x, int64_t rows, int64_t start, float *scratch) {
+static void carry_some(const Shape *s, const Layer *layers, int64_t count, float *x, int64_t rows, Places places, float *scratch) {
     int64_t width = (s->heads + 2 * s->kv_heads) * s->head_dim, inner = s->heads * s->head_dim;
     float *qkv = scratch, *mixed = qkv + rows * width, *wide = mixed + rows * inner, *dense = wide + rows * 2 * s->ffn;
     float *part = dense + rows * s->ffn, *own = part + rows * s->hidden;
@@ -225,18 +241,19 @@ static void carry_some(const Shape *s, const Layer *layers, int64_t count, float
     for (int64_t l = 0; l < count; l++) {
         if (layers[l].passed) {  // nobody changes x before the barriers of the attention
 #pragma omp for schedule(static) nowait
-            for (int64_t r = 0; r < rows; r++) memcpy(layers[l].passed + (start + r) * s->hidden, x + r * s->hidden, s->hidden * sizeof(float));
+            for (int64_t r = 0; r < rows; r++)
+                memcpy(layer_of(layers, l, places, r)->passed + position_of(places, r) * s->hidden, x + r * s->hidden, s->hidden * sizeof(float));
         }
-        attention(s, layers + l, x, rows, start, norm, qkv, mixed, part, weights);
+        attention(s, layers, l, x, rows, places, norm, qkv, mixed, part, weights);
         const void *next = l + 1 < count ? share_of(layers[l + 1].q, inner) : 0;
         feed_forward(s, layers + l, x, rows, next, norm, wide, dense, part);
     }
 }
 
-// Carry x [rows, hidden] in place through `count` layers; the first row stands at position `start`.
-static void carry(const Shape *s, const Layer *layers, int64_t count, float *x, int64_t rows, int64_t start, float *scratch) {
-    for (int64_t n; rows > 0; x += n * s->hidden, start += n, rows -= n) {
+// Carry x [rows, hidden] in place through `count` layers.
+static void carry(const Shape *s, const Layer *layers, int64_t count, float *x, int64_t rows, Places places, float *scratch) {
+    for (int64_t n; rows > 0; x += n * s->hidden, places = behind(places, n), rows -= n) {
         n = rows < SOME ? rows : SOME;
-        carry_some(s, layers, count, x, n, start, scratch);
+        carry_some(s, layers, count, x, n, places, scratch);
     }
 }

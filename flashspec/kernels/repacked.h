@@ -177,3 +177,18 @@ static void repack(const uint8_t *raw, int64_t type, int64_t rows, int64_t depth
         }
     }
 }
+
+// The rows of these numbers as panels of their own: words of codes, then numbers of two bytes, from one lane to another.
+static void take(const uint8_t *cells, int kind, int64_t depth, const int64_t *ids, int64_t count, uint8_t *out) {
+    int64_t codes = codes_of(kind), panel = cells_of(depth) * cell_of(kind);
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < count; i++) {
+        int64_t there = ids[i] % PANEL, here = i % PANEL;
+        const uint8_t *from = cells + ids[i] / PANEL * panel;
+        uint8_t *to = out + i / PANEL * panel;
+        for (int64_t c = 0; c < cells_of(depth); c++, from += cell_of(kind), to += cell_of(kind)) {
+            for (int64_t at = 0; at < codes; at += 64) memcpy(to + at + here * 4, from + at + there * 4, 4);
+            for (int64_t at = codes; at < codes + 64; at += 32) memcpy(to + at + here * 2, from + at + there * 2, 2);
+        }
+    }
+}

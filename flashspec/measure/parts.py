@@ -63,11 +63,11 @@ class Bench:
     def burst(self) -> list[Event]:
         """Go back to the start of the round and write a burst."""
         self.hold()
-        return draft(self.state)
+        return draft([self.state])[0]
 
     def check(self, level: int = 1) -> list[Event]:
         """Check what waits for a level: the burst just written, or the tokens held before it."""
-        return check(self.state, level)
+        return check([self.state], level)[0]
 
     def read(self, count: int = 1) -> Tensor:
         """Read the last `count` tokens again with the target, one as eager finalisation does; returns their rows."""

@@ -9,13 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flashspec.decoding.generate import request
+from flashspec.decoding.cascade import decode_together
+from flashspec.decoding.generate import requests
 from flashspec.decoding.models import Models
 from flashspec.heads.base import DenseHead
 from flashspec.heads.flash import FlashHead, agreement
 from flashspec.measure.prompts import Prompt
 from flashspec.sampling import Sampling
 
+TOGETHER = 8  # texts that are written at once
 EVERY = 4  # of so many texts of a domain, the last is held out
 
 
@@ -26,12 +28,14 @@ class Domain(NamedTuple):
     held: Tensor
 
 
-def written(models: Models, prompt: Prompt, new_tokens: int, sampling: Sampling) -> Tensor:
-    """The target's rows [n, hidden] from the prompt's last token on, while it writes."""
-    ready = request(models, list(prompt.ids), "baseline", sampling, {"max_new_tokens": new_tokens})
-    emitted = sum(len(step.tokens) for step in ready.steps())
-    last = len(prompt.ids) - 1
-    return ready.stages[0].reader.rows[last : last + emitted].clone()
+def written(models: Models, prompts: Sequence[Prompt], new_tokens: int, sampling: Sampling) -> list[Tensor]:
+    """The target's rows [n, hidden] from each prompt's last token on, while it writes all of them together."""
+    ready = requests(models, [list(prompt.ids) for prompt in prompts], "baseline", sampling, {"max_new_tokens": new_tokens})
+    emitted = [0] * len(ready)
+    for number, step in decode_together([each.stages for each in ready], [each.ids for each in ready], ready[0].limits):
+        emitted[number] += len(step.tokens)
+    places = ((len(each.ids) - 1, each.stages[0].reader.rows) for each in ready)
+    return [rows[last : last + count].clone() for (last, rows), count in zip(places, emitted, strict=True)]
 
 
 def domains(models: Models, prompts: Sequence[Prompt], unseen: str, new_tokens: int, sampling: Sampling) -> dict[str, Domain]:
@@ -41,10 +45,14 @@ def domains(models: Models, prompts: Sequence[Prompt], unseen: str, new_tokens: 
     """
     from tqdm import tqdm
 
-    texts, once = dict[str, list[Tensor]](), {prompt.ids: prompt for prompt in prompts}.values()
+    texts, once = dict[str, list[Tensor]](), [*{prompt.ids: prompt for prompt in prompts}.values()]
     _check(Counter(prompt.kind for prompt in once), unseen)
-    for prompt in tqdm(once, desc="writing", unit="text", leave=False):
-        texts.setdefault(prompt.kind, []).append(written(models, prompt, new_tokens, sampling))
+    with tqdm(total=len(once), desc="writing", unit="text", leave=False) as bar:
+        for start in range(0, len(once), TOGETHER):
+            some = once[start : start + TOGETHER]
+            for prompt, own in zip(some, written(models, some, new_tokens, sampling), strict=True):
+                texts.setdefault(prompt.kind, []).append(own)
+            bar.update(len(some))
     found = {}
     for kind, rows in texts.items():
         seen = [each for i, each in enumerate(rows) if kind != unseen and i % EVERY != EVERY - 1]

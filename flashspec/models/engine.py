@@ -86,10 +86,10 @@ class KernelEngine:
     row_dtype = torch.float32
 
     def __init__(self, model: Transformer, start: int, stop: int, context: int) -> None:
-        self.model, self.count, self.context = model, stop - start, context
+        self.model, self.layers, self.count, self.context = model, model.blocks[start:stop], stop - start, context
         self._kept: list[Tensor | kernels.Packed | None] = []
         self.slots, self.lowest = slots_of(model, self.count, context, torch.float32), start == 0
-        self._layers = (LAYER * self.count)(*map(self._layer, model.blocks[start:stop], self.slots))
+        self._layers = (LAYER * self.count)(*map(self._layer, self.layers, self.slots))
         c, rope = model.config, model.rope
         angles = [self._wide(None if c.opt else angle[:context]) for angle in (rope.cos, rope.sin)]
         sizes = (c.hidden, c.ffn, c.heads, c.kv_heads, c.head_dim, context)
@@ -132,11 +132,21 @@ class KernelEngine:
         return kernels.Writer(made, scoring, self)
 
     def run(self, x: Tensor, start: int) -> Tensor:
-        x = (self.model.place(x, start) if self.lowest else x).contiguous()
-        shape, threads = ctypes.byref(self._shape), torch.get_num_threads()
+        return self._carry(self.model.place(x, start) if self.lowest else x, start)
+
+    def run_together(self, others: Sequence[KernelEngine], x: Tensor, numbers: Tensor, positions: Tensor) -> Tensor:
+        """Rows [n, hidden] of several texts after the span: x[r] stands at positions[r] of the text of engine numbers[r].
+
+        The engines are this one and the others, of the same layers and context. A row's result is what its own engine gives.
+        """
+        texts = torch.tensor([ctypes.addressof(engine._layers) for engine in (self, *others)])
+        return self._carry(self.model.place(x, positions) if self.lowest else x, 0, texts, numbers, positions)
+
+    def _carry(self, x: Tensor, start: int, *places: Tensor) -> Tensor:
+        x, shape, threads = x.contiguous(), ctypes.byref(self._shape), torch.get_num_threads()
         if (needed := call("fs_scratch", shape, len(x), threads)) > len(self._scratch):  # as large as the longest text needed
             self._scratch = torch.empty(needed)
-        call("fs_span", shape, self._layers, self.count, x, len(x), start, threads, self._scratch)
+        call("fs_span", shape, self._layers, self.count, x, len(x), start, *(places or (None,) * 3), threads, self._scratch)
         return x
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +37,13 @@ class Reader(ABC):
 
     def lower(self, tokens: Tensor) -> Reads:
         """Let the readers below read tokens [n]; ValueError for more tokens than the context holds."""
+        self.fits(tokens)
+        return () if self.below is None else self.below.read(tokens)
+
+    def fits(self, tokens: Tensor) -> None:
+        """ValueError for more tokens than the context holds."""
         if (n := len(tokens)) > self.context:
             raise ValueError(f"{n} tokens do not fit the context of {self.context}; shorten the prompt or max_new_tokens")
-        return () if self.below is None else self.below.read(tokens)
 
     def advance(self, n: int) -> int:
         """Count the first n tokens as read; returns how many of them are new."""
@@ -87,9 +92,34 @@ class SpanReader(Reader):
         self.trunk = rows if last is None else self.engine.keep(len(self.blocks) - 1)
 
     def _fresh(self, tokens: Tensor) -> Tensor:
+        return self.engine.run(self.entering(tokens), self.seen)
+
+    def entering(self, tokens: Tensor) -> Tensor:
+        """Rows [n - seen, hidden] of the unread tokens as they come into the span."""
         new = slice(self.seen, len(tokens))
-        x = self.model.embed(tokens[new]).to(self.rows.dtype) if self.below is None else self.below.trunk[new].clone()
-        return self.engine.run(x, self.seen)
+        return self.model.embed(tokens[new]).to(self.rows.dtype) if self.below is None else self.below.trunk[new].clone()
+
+
+@torch.inference_mode()
+def read_together(readers: Sequence[Reader], texts: Sequence[Tensor]) -> list[Reads]:
+    """What `read` of each reader does with its own text [n]: in one pass over the weights where the kernels compute them all."""
+    first, *others = readers
+    engines = [reader.engine for reader in readers if type(reader) is SpanReader and isinstance(reader.engine, KernelEngine)]
+    if not others or len(engines) < len(readers) or len({(*map(id, e.layers), e.context) for e in engines}) > 1:
+        return [reader.read(text) for reader, text in zip(readers, texts, strict=True)]
+    own = cast(list[SpanReader], readers)
+    below = [reader.below for reader in own if reader.below is not None]
+    lower = read_together(below, texts) if below else [()] * len(own)
+    for reader, text in zip(own, texts, strict=True):
+        reader.fits(text)
+    new = [range(reader.seen, max(reader.seen, len(text))) for reader, text in zip(own, texts, strict=True)]
+    numbers = torch.tensor([number for number, places in enumerate(new) for _ in places])
+    positions = torch.tensor([position for places in new for position in places])
+    entering = torch.cat([reader.entering(text) for reader, text in zip(own, texts, strict=True)])
+    rows = engines[0].run_together(engines[1:], entering, numbers, positions) if len(entering) else entering
+    for reader, places, found in zip(own, new, rows.split([*map(len, new)]), strict=True):
+        reader.rows[places.start : places.stop] = found
+    return [(*under, reader.advance(len(text))) for under, reader, text in zip(lower, own, texts, strict=True)]
 
 
 def engine_for(model: Transformer, start: int, stop: int, context: int) -> Engine:
