@@ -228,7 +228,8 @@ def test_measuring_ends_where_one_more_turn_would_end_too_late_and_turns_come_be
 
     (cold, first, second, third), whole = lengths()
     assert cold == first < second < third == question.new_tokens
-    assert [len(lengths(until=(turns + 0.5) * whole / 4)[0]) for turns in (0, 2)] == [0, 2]
+    reached = [len(lengths(until=share * whole)[0]) for share in (0.1, 0.3, 0.5, 0.7, 1.1)]
+    assert reached == sorted(reached) and (reached[0], reached[-1]) == (0, 4) and len({*reached}) > 3
     assert lengths(until=whole - 2)[0] == [cold, first, second, second]
     assert len(lengths(until=whole + 2, repeats=5)[0]) == 4 < len(lengths(repeats=5)[0])
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice, product
+from itertools import islice, pairwise, product
 from typing import NamedTuple
 
 from msgspec import structs
@@ -20,13 +20,15 @@ from flashspec.heads.registry import HEADS
 from flashspec.measure import clock
 from flashspec.measure.costs import PairCosts, Say, Turn, name_of, parts_of, pass_bytes, timed_turn
 from flashspec.measure.prompts import Prompt
-from flashspec.measure.trace import replay_text, told_of
+from flashspec.measure.trace import replay_heads, told_of
 from flashspec.models.synthetic import shape
 from flashspec.sampling import Sampling
 from flashspec.theory import Counts, Shares
 from flashspec.typed import at_least, check_positive
 
 TIMED = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+BEFORE = 24  # tokens of text that parts are timed behind: each part's readers read them first
+LONGER = 2.5  # times as long as the one before may growing take: it writes up to twice as many tokens
 FEWEST = 3  # turns and texts that an interval needs
 
 
@@ -159,27 +161,26 @@ def advise(pair: PairCosts, acceptance: Acceptance, methods: Sequence[Method]) -
 
 def written(models: Models, question: Question, prompts: Sequence[Prompt], say: Say) -> Iterator[tuple[tuple[int, ...], Texts]]:
     """The first text with its prompt, and the writers' chances on the texts: on the start of the first one, then of all, which
-    grow by thirds."""
+    grow to a half and to the whole."""
     options = {"max_new_tokens": question.new_tokens, "stop": ()}
     live = [request(models, list(prompt.ids), Method(), question.sampling, options).steps() for prompt in prompts]
-    grown, left = list(prompts), question.new_tokens
+    grown, length = list(prompts), question.new_tokens
+    ends = (-(-length // 6), -(-length // 2), length)
     chances = {writer: [list[float]() for _ in prompts] for writer in question.writers}
 
     def found() -> tuple[tuple[int, ...], Texts]:
         return grown[0].ids, {name_of(writer): tuple(tuple(each) for each in of if each) for writer, of in chances.items()}
 
-    while True:
-        new = min(left, -(-question.new_tokens // FEWEST))
-        for number, prompt in enumerate(grown if new else ()):
-            say(f"text {number + 1} of {len(grown)} ({prompt.kind}): {new} tokens more")
-            tokens = [token for step in islice(live[number], new) for token in step.tokens]
+    for start, end in pairwise((0, *ends)):
+        for number, prompt in enumerate(grown if end > start else ()):
+            say(f"text {number + 1} of {len(grown)} ({prompt.kind}): {end - start} tokens more")
+            tokens = [token for step in islice(live[number], end - start) for token in step.tokens]
             told = told_of(models, prompt, tokens, question.sampling)
             grown[number] = structs.replace(prompt, ids=(*prompt.ids, *tokens))
-            for writer, of in chances.items():
-                of[number] += replay_text(told, models, writer, question.sampling)
-            if not number and left == question.new_tokens:
+            for of, new in zip(chances.values(), replay_heads(told, models, [*chances], question.sampling), strict=True):
+                of[number] += new
+            if not number and not start:
                 yield found()
-        left -= new
         yield found()
 
 
@@ -204,7 +205,7 @@ def observe(
     with suppress(TimeoutError):
         growing = written(models, question, prompts, tick)
         text, texts = next(growing)
-        groups = parts_of(models, question.writers, question.timed, text, question.sampling)
+        groups = parts_of(models, question.writers, question.timed, text[-BEFORE:], question.sampling)
         yield PairCosts((timed_turn(groups, device, tick),), question.timed), texts
         start = clock.now()
         _, texts = next(growing)
@@ -217,8 +218,10 @@ def observe(
             spare = until - now - (now - start) * max(1, FEWEST - len(turns))
             if spare < 0 and len(turns) >= FEWEST:
                 return
-            if spare > wrote:
-                _, texts = next(growing)
+            if spare > LONGER * wrote:
+                start = clock.now()
+                _, texts = next(growing, (text, texts))
+                wrote = clock.now() - start
 
 
 def stated_costs(times: Mapping[str, float]) -> PairCosts:

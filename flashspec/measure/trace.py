@@ -96,7 +96,7 @@ def told_of(models: Models, prompt: Prompt, tokens: Sequence[int], sampling: Sam
     if not _drawn_apart(sampling):
         return told
     stage = build(Method(), models, sampling, len(prompt.ids) + len(tokens))[0]
-    return msgspec.structs.replace(told, chances=tuple(_probabilities(stage, told).tolist()))
+    return msgspec.structs.replace(told, chances=tuple(_probabilities(stage, stage.head(_rows(stage, told)), told).tolist()))
 
 
 def _drawn_apart(sampling: Sampling) -> bool:
@@ -114,6 +114,11 @@ def replay_text(told: Told, models: Models, method: Method, sampling: Sampling) 
 
     `models` needs the draft and, as its target, any model of the same vocabulary.
     """
+    return replay_heads(told, models, [method], sampling)[0]
+
+
+def replay_heads(told: Told, models: Models, methods: Sequence[Method], sampling: Sampling) -> list[list[float]]:
+    """The chances of `replay_text` for methods that differ in the draft's head: the draft reads the text once."""
     config = models.model("draft").config
     context, highest = len(told.prompt) + len(told.tokens), max(*told.prompt, *told.tokens)
     if highest >= config.vocab_size:
@@ -121,33 +126,40 @@ def replay_text(told: Told, models: Models, method: Method, sampling: Sampling) 
     if context > config.context:
         held = f"the draft's context holds {config.context}"
         raise ValueError(f"a recorded text has {context} tokens and {held}; record shorter ones")
-    stage = build(method, models, sampling, context)[0]
-    if isinstance(stage.head, ContextHead):
-        raise ValueError(f"head {method.head!r} learns from verifications, which a replay has none of; decode live instead")
+    stages = [build(method, models, sampling, context)[0] for method in methods]
+    for stage, method in zip(stages, methods, strict=True):
+        if isinstance(stage.head, ContextHead):
+            raise ValueError(f"head {method.head!r} learns from verifications, which a replay has none of; decode live instead")
     with torch.inference_mode():
-        if _drawn_apart(sampling):
-            proposed = _probabilities(stage, told)
-            return (proposed / proposed.new_tensor(told.chances)).clamp(max=1.0).tolist()
-        scores = _scores(stage, told)
-        own = [stage.rule.draw(scores.row(i), len(told.prompt) + i, 0).token for i in range(len(told.tokens))]
+        rows = _rows(stages[0], told)
+        return [_chances(stage, rows, told) for stage in stages]
+
+
+def _chances(stage: Stage, rows: Tensor, told: Told) -> list[float]:
+    """The chance of each token of a text in the stage's draws from its head's scores of rows [n, hidden]."""
+    scores = stage.head(rows)
+    if _drawn_apart(stage.rule.sampling):
+        proposed = _probabilities(stage, scores, told)
+        return (proposed / proposed.new_tensor(told.chances)).clamp(max=1.0).tolist()
+    own = [stage.rule.draw(scores.row(i), len(told.prompt) + i, 0).token for i in range(len(told.tokens))]
     return [float(a == b) for a, b in zip(torch.cat(own).tolist(), told.tokens, strict=True)]
 
 
-def _probabilities(stage: Stage, told: Told) -> Tensor:
-    """Warped probability of each token of a text."""
-    scores = warp(_scores(stage, told), stage.rule.sampling)
-    tokens = torch.tensor(told.tokens, device=scores.logits.device)
-    return scores.dense(stage.head.vocab_size).gather(1, tokens[:, None])[:, 0]
+def _probabilities(stage: Stage, scores: Scores, told: Told) -> Tensor:
+    """Warped probability of each token of a text, of raw scores."""
+    warped = warp(scores, stage.rule.sampling)
+    tokens = torch.tensor(told.tokens, device=warped.logits.device)
+    return warped.dense(stage.head.vocab_size).gather(1, tokens[:, None])[:, 0]
 
 
 @torch.inference_mode()
-def _scores(stage: Stage, told: Told) -> Scores:
-    """Scores of the rows that predict each token of a text."""
+def _rows(stage: Stage, told: Told) -> Tensor:
+    """The rows that predict each token of a text."""
     reader, start = stage.reader, len(told.prompt)
     ids = torch.tensor([*told.prompt, *told.tokens], device=reader.rows.device)
     reader.rewind(0)
     reader.read(ids[:-1])
-    return stage.head(reader.rows[start - 1 : len(ids) - 1])
+    return reader.rows[start - 1 : len(ids) - 1]
 
 
 def check_target(trace: Trace, folder: Path) -> None:
