@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__version__ = "0.17.0"
+__version__ = "0.18.0"
 
 _HOMES = {
     "flashspec.sampling": ("Scores", "Sampling", "Dice"),
