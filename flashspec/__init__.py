@@ -14,7 +14,7 @@ _HOMES = {
     "flashspec.heads.flash": ("FlashHead",),
     "flashspec.decoding.rules": ("SpeculativeSampling", "GumbelCoupling", "TypicalAcceptance"),
     "flashspec.decoding.stages": ("Stage",),
-    "flashspec.decoding.cascade": ("Event", "Limits", "State", "Step", "decode", "decode_together"),
+    "flashspec.decoding.cascade": ("Event", "Limits", "State", "Step", "decode"),
     "flashspec.decoding.method": ("Method", "METHODS", "build"),
     "flashspec.decoding.models": ("Models", "load"),
     "flashspec.decoding.generate": ("Output", "generate", "generate_together"),

@@ -10,8 +10,9 @@ from test_identity import EXACT, WIDTHS, models
 from toys import duo, run, with_biases
 
 from flashspec import Method, Models, Sampling, generate, generate_together
-from flashspec.decoding.cascade import Limits, decode_together
+from flashspec.decoding.cascade import Limits
 from flashspec.decoding.generate import requests
+from flashspec.decoding.generate import steps_together as steps
 from flashspec.kernels import available
 from flashspec.models.engine import KernelEngine
 from flashspec.models.exits import ExitLayer
@@ -74,10 +75,6 @@ def passes(texts, monkeypatch):
         )
         assert sum(len(step.tokens) for _, step in steps(ready)) == 9 * texts
     return len(counted)
-
-
-def steps(ready):
-    return decode_together([each.stages for each in ready], [each.ids for each in ready], ready[0].limits)
 
 
 @needs_kernels

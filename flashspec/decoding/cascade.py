@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flashspec.decoding.rules import Drawn
-from flashspec.decoding.stages import Judged, Stage, judge_together, listed, write_together
+from flashspec.decoding.stages import Asked, Judged, Stage, judge_together, listed, write_together
 from flashspec.sampling import Scores
 from flashspec.typed import at_least, one_of, typed, whole_numbers
 
@@ -59,7 +59,8 @@ class Limits:
 class State:
     """Tokens [room], `length` of them written, how many each stage has kept, and the draws not yet checked by the last.
 
-    `asked`: the stage below wants the next one to act now. `final`: the latest final tokens, `events`: since the last ones.
+    `asked`: the stage below wants the next one to act now. `final`: the latest final tokens.
+    `events`: what happened since the last ones.
     """
 
     stages: list[Stage]
@@ -124,6 +125,11 @@ class State:
             return self.asked or self.length - self.marks[i] >= self.stages[i].every
         return i + 1 == len(self.stages)
 
+    def below(self, i: int) -> Asked:
+        """What waits for stage i."""
+        first, done = self.marks[i], self.marks[-1]
+        return self.tokens[: self.length], first, self.waiting[first - done :]
+
     def learn(self, first: int, scores: Scores | None) -> None:
         """Pass heads the newly final tokens from `first` on and the last stage's scores, None at the start of a text."""
         for stage in self.stages:
@@ -141,12 +147,11 @@ def decode(stages: list[Stage], prompt: list[int], limits: Limits = Limits()) ->
     return (step for _, step in decode_together([stages], [prompt], limits))
 
 
-@typed
-def decode_together(stages: list[list[Stage]], prompts: list[list[int]], limits: Limits = Limits()) -> Iterator[tuple[int, Step]]:
-    """Decode several prompts at once, each over stages of its own; yields a text's number with each of its Steps.
+def decode_together(stages: list[list[Stage]], prompts: list[list[int]], limits: Limits) -> Iterator[tuple[int, Step]]:
+    """Decode prompts at once, each over stages of its own, built from one method; yields a text's number with each Step.
 
-    Stages of one method read and score the rows of all texts in one pass over the weights, where the kernels compute them. A
-    text, and its events, are what `decode` gives for it alone. Raises as `decode`, for the first prompt that is at fault.
+    Where the kernels compute the models, the rows of all texts share each pass over the weights. A text and its events
+    are what `decode` gives for it alone. Raises as `decode`, for the first prompt that is at fault.
     """
     states = [State.start(own, prompt, limits) for own, prompt in zip(stages, prompts, strict=True)]
     going = {number: state for number, state in enumerate(states) if state.room}
@@ -170,7 +175,7 @@ def decode_together(stages: list[list[Stage]], prompts: list[list[int]], limits:
 
 
 def advance(states: Sequence[State]) -> list[list[Event]]:
-    """A burst, then a check by every stage from the bottom until one has too few tokens waiting; for every text."""
+    """Of every text a burst, then a check by every stage from the bottom until one has too few tokens waiting."""
     events, climbing = draft(states), list(range(len(states)))
     for i in range(1, len(states[0].stages)):
         climbing = [t for t in climbing if states[t].wants(i) or states[t].room <= 1]
@@ -184,24 +189,22 @@ def draft(states: Sequence[State]) -> list[list[Event]]:
     """Stage 0 writes as many tokens as the next stage waits for; alone, its tokens are final."""
     above = min(1, len(states[0].stages) - 1)
     wants = [min(state.stages[above].every, state.room - above) for state in states]
-    lowest, texts, starts = zip(*((state.stages[0], state.tokens, state.length) for state in states), strict=True)
-    events = []
-    for state, want, (drawn, rows) in zip(states, wants, write_together(lowest, texts, starts, wants), strict=True):
+    texts, starts = [state.tokens for state in states], [state.length for state in states]
+    found, events = write_together([state.stages[0] for state in states], texts, starts, wants), []
+    for state, want, (drawn, rows) in zip(states, wants, found, strict=True):
         start, state.waiting = state.length, [*state.waiting, *drawn]
         state.length = state.marks[0] = start + len(drawn)
         state.asked = len(drawn) < want
         if not above:
-            state.final, state.waiting = listed([state.tokens[start : state.length]], [each.sound for each in drawn]), []
+            written = state.tokens[start : state.length]
+            state.final, state.waiting = listed([written], [each.sound for each in drawn]), []
         events.append([Event(0, 0, 0, rows, len(drawn))])
     return events
 
 
 def check(states: Sequence[State], i: int) -> list[list[Event]]:
     """Stage i checks what waits below it, keeps a prefix and adds one token."""
-    asked = [
-        (state.tokens[: state.length], state.marks[i], state.waiting[state.marks[i] - state.marks[-1] :]) for state in states
-    ]
-    found = judge_together([state.stages[i] for state in states], asked, i)
+    found = judge_together([state.stages[i] for state in states], [state.below(i) for state in states], i)
     return [checked(state, i, verdict) for state, verdict in zip(states, found, strict=True)]
 
 

@@ -149,9 +149,15 @@ def requests(
     new, stop = options.pop("max_new_tokens", 128), options.pop("stop", None)
     chosen = method_named(own_method(models) if method == "auto" else method, options)
     limits = Limits(new, models.stop if stop is None else whole_numbers("stop (token ids)", stop), chosen.finalize)
-    ids = [models.encode(one) if isinstance(one, str) else list(whole_numbers("prompt", one)) for one in prompts]
+    encoded = (models.encode(one) if isinstance(one, str) else one for one in prompts)
+    ids = [list(whole_numbers("prompt", one)) for one in encoded]
     context = min(models.context, max(map(len, ids)) + new)
     return [Request(one, build(chosen, models, sampling, context), limits, chosen) for one in ids]
+
+
+def steps_together(ready: Sequence[Request]) -> Iterator[tuple[int, Step]]:
+    """Decode what `requests` made ready; yields a request's number with tokens as they become final."""
+    return decode_together([each.stages for each in ready], [each.ids for each in ready], ready[0].limits)
 
 
 def own_method(models: Models) -> str:
@@ -210,12 +216,12 @@ def generate(
 def generate_together(
     models: Models, prompts: Sequence[Prompt], method: str | Method = "auto", sampling: Sampling = GREEDY, **options: Any
 ) -> list[Output]:
-    """What `generate` gives for each of several prompts, decoded in one batch; ValueError as `generate`, and for no prompts."""
+    """What `generate` gives for each of several prompts, decoded in one batch; ValueError for no prompts too."""
     if isinstance(prompts, str) or not prompts:
         raise ValueError("prompts are a list of one or more prompts; for a single one call generate")
     ready = requests(models, prompts, method, sampling, options)
     tokens, events = [list[int]() for _ in ready], [list[Event]() for _ in ready]
-    for number, step in decode_together([each.stages for each in ready], [each.ids for each in ready], ready[0].limits):
+    for number, step in steps_together(ready):
         tokens[number] += step.tokens
         events[number] += step.events
     for happened in events:

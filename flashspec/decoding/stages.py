@@ -32,7 +32,7 @@ class Judged(NamedTuple):
 Score = Callable[[Tensor, int], tuple[Scores, Reads]]
 Write = Callable[[Tensor, int, int], tuple[list[Drawn], int]]
 Doubt = Callable[[Scores], Tensor]
-Asked = tuple[Tensor, int, Sequence[Drawn]]  # tokens [n], the position from which they wait, and how they were drawn
+Asked = tuple[Tensor, int, Sequence[Drawn]]  # tokens [n], from which position they wait, and how they were drawn
 
 
 def unsure(threshold: float | None) -> Doubt | None:
@@ -117,19 +117,20 @@ class Stage:
 
 
 def score_together(stages: Sequence[Stage], texts: Sequence[Tensor], firsts: Sequence[int]) -> list[tuple[Scores, Reads]]:
-    """What each stage's `score` gives for its own text [n]: copies of one stage read and score all rows at once."""
+    """What the `score` of each copy of one stage gives for its own text [n]; they read and score all rows at once."""
+    each = list(zip(stages, texts, firsts, strict=True))
     if len(stages) == 1 or type(stages[0].head).learn is not Head.learn:  # what each text has taught its head
-        return [stage.score(text, first) for stage, text, first in zip(stages, texts, firsts, strict=True)]
+        return [stage.score(text, first) for stage, text, first in each]
     reads = read_together([stage.reader for stage in stages], texts)
-    rows = [stage.reader.rows[first - 1 : len(text)] for stage, text, first in zip(stages, texts, firsts, strict=True)]
-    scores, ends = stages[0].head(torch.cat(rows)), list(accumulate(map(len, rows), initial=0))
-    return [(scores.part(start, stop), read) for (start, stop), read in zip(pairwise(ends), reads, strict=True)]
+    rows = [stage.reader.rows[first - 1 : len(text)] for stage, text, first in each]
+    scores, ends = stages[0].head(torch.cat(rows)), pairwise(accumulate(map(len, rows), initial=0))
+    return [(scores.part(*end), read) for end, read in zip(ends, reads, strict=True)]
 
 
 def write_together(
     stages: Sequence[Stage], texts: Sequence[Tensor], starts: Sequence[int], wants: Sequence[int]
 ) -> list[tuple[list[Drawn], int]]:
-    """What each stage's `write` does with its own text [room]: a token of each at a time, where there are several."""
+    """What the `write` of each copy of one stage does with its own text [room], where several write token by token."""
     if len(stages) == 1 and stages[0].fast_write:
         return [stages[0].fast_write(texts[0], starts[0], wants[0])]
     drawn, doubts, rows = ([list[Any]() for _ in stages] for _ in range(3))
@@ -137,9 +138,10 @@ def write_together(
     for j in range(max(wants)):
         if not (going := [i for i in going if j < wants[i]]):
             break
-        ends = [starts[i] + j for i in going]
-        found = score_together([stages[i] for i in going], [texts[i][:end] for i, end in zip(going, ends, strict=True)], ends)
-        for i, end, (scores, reads) in zip(list(going), ends, found, strict=True):
+        ends = {i: starts[i] + j for i in going}
+        begun = [texts[i][:end] for i, end in ends.items()]
+        found = score_together([stages[i] for i in going], begun, [*ends.values()])
+        for (i, end), (scores, reads) in zip(ends.items(), found, strict=True):
             stage = stages[i]
             rows[i].append(reads[-1])
             if stage.doubt is not None and stops(stage.doubt(scores), doubts[i]):
@@ -148,16 +150,15 @@ def write_together(
             drawn[i].append(stage.rule.draw(scores, end, 0))
             texts[i][end] = drawn[i][-1].token[0]
     flags = [torch.cat(each).tolist() if each else [] for each in doubts]
-    return [
-        (own[: flag.index(True)] if any(flag) else own, sum(read)) for own, flag, read in zip(drawn, flags, rows, strict=True)
-    ]
+    kept = [own[: flag.index(True)] if any(flag) else own for own, flag in zip(drawn, flags, strict=True)]
+    return list(zip(kept, map(sum, rows), strict=True))
 
 
 def judge_together(stages: Sequence[Stage], asked: Sequence[Asked], number: int) -> list[Judged]:
-    """What each stage's `judge` says about its own text."""
-    texts, firsts, _ = zip(*asked, strict=True)
-    scored = score_together(stages, texts, firsts)
-    return [stage.verdict(*found, each, number) for stage, found, each in zip(stages, scored, asked, strict=True)]
+    """What the `judge` of each copy of one stage says about its own text."""
+    found = score_together(stages, [text for text, *_ in asked], [first for _, first, _ in asked])
+    each = zip(stages, found, asked, strict=True)
+    return [stage.verdict(*scored, text, number) for stage, scored, text in each]
 
 
 def scripted(stages: list[Stage], curve: Sequence[float]) -> list[Stage]:

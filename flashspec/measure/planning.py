@@ -160,8 +160,8 @@ def advise(pair: PairCosts, acceptance: Acceptance, methods: Sequence[Method]) -
 
 
 def written(models: Models, question: Question, prompts: Sequence[Prompt], say: Say) -> Iterator[tuple[tuple[int, ...], Texts]]:
-    """The first text with its prompt, and the writers' chances on the texts: on the start of the first one, then of all, which
-    grow to a half and to the whole."""
+    """The first text with its prompt, and the writers' chances on the texts: on the start of the first one, then on
+    that of all, on a half and on the whole."""
     options = {"max_new_tokens": question.new_tokens, "stop": ()}
     live = [request(models, list(prompt.ids), Method(), question.sampling, options).steps() for prompt in prompts]
     grown, length = list(prompts), question.new_tokens
@@ -169,7 +169,8 @@ def written(models: Models, question: Question, prompts: Sequence[Prompt], say: 
     chances = {writer: [list[float]() for _ in prompts] for writer in question.writers}
 
     def found() -> tuple[tuple[int, ...], Texts]:
-        return grown[0].ids, {name_of(writer): tuple(tuple(each) for each in of if each) for writer, of in chances.items()}
+        begun = {name_of(writer): [each for each in of if each] for writer, of in chances.items()}
+        return grown[0].ids, {name: tuple(map(tuple, of)) for name, of in begun.items()}
 
     for start, end in pairwise((0, *ends)):
         for number, prompt in enumerate(grown if end > start else ()):
@@ -177,7 +178,8 @@ def written(models: Models, question: Question, prompts: Sequence[Prompt], say: 
             tokens = [token for step in islice(live[number], end - start) for token in step.tokens]
             told = told_of(models, prompt, tokens, question.sampling)
             grown[number] = structs.replace(prompt, ids=(*prompt.ids, *tokens))
-            for of, new in zip(chances.values(), replay_heads(told, models, [*chances], question.sampling), strict=True):
+            replayed = replay_heads(told, models, [*chances], question.sampling)
+            for of, new in zip(chances.values(), replayed, strict=True):
                 of[number] += new
             if not number and not start:
                 yield found()

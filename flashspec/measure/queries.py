@@ -9,8 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flashspec.decoding.cascade import decode_together
-from flashspec.decoding.generate import requests
+from flashspec.decoding.generate import requests, steps_together
 from flashspec.decoding.models import Models
 from flashspec.heads.base import DenseHead
 from flashspec.heads.flash import FlashHead, agreement
@@ -29,10 +28,11 @@ class Domain(NamedTuple):
 
 
 def written(models: Models, prompts: Sequence[Prompt], new_tokens: int, sampling: Sampling) -> list[Tensor]:
-    """The target's rows [n, hidden] from each prompt's last token on, while it writes all of them together."""
-    ready = requests(models, [list(prompt.ids) for prompt in prompts], "baseline", sampling, {"max_new_tokens": new_tokens})
+    """The target's rows [n, hidden] from each prompt's last token on, while it writes all texts together."""
+    ids, options = [list(prompt.ids) for prompt in prompts], {"max_new_tokens": new_tokens}
+    ready = requests(models, ids, "baseline", sampling, options)
     emitted = [0] * len(ready)
-    for number, step in decode_together([each.stages for each in ready], [each.ids for each in ready], ready[0].limits):
+    for number, step in steps_together(ready):
         emitted[number] += len(step.tokens)
     places = ((len(each.ids) - 1, each.stages[0].reader.rows) for each in ready)
     return [rows[last : last + count].clone() for (last, rows), count in zip(places, emitted, strict=True)]

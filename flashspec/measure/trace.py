@@ -96,7 +96,8 @@ def told_of(models: Models, prompt: Prompt, tokens: Sequence[int], sampling: Sam
     if not _drawn_apart(sampling):
         return told
     stage = build(Method(), models, sampling, len(prompt.ids) + len(tokens))[0]
-    return msgspec.structs.replace(told, chances=tuple(_probabilities(stage, stage.head(_rows(stage, told)), told).tolist()))
+    chances = _probabilities(stage, stage.head(_rows(stage, told)), told)
+    return msgspec.structs.replace(told, chances=tuple(chances.tolist()))
 
 
 def _drawn_apart(sampling: Sampling) -> bool:
@@ -118,7 +119,7 @@ def replay_text(told: Told, models: Models, method: Method, sampling: Sampling) 
 
 
 def replay_heads(told: Told, models: Models, methods: Sequence[Method], sampling: Sampling) -> list[list[float]]:
-    """The chances of `replay_text` for methods that differ in the draft's head: the draft reads the text once."""
+    """The chances of `replay_text` for methods that differ in the draft's head; the draft reads once."""
     config = models.model("draft").config
     context, highest = len(told.prompt) + len(told.tokens), max(*told.prompt, *told.tokens)
     if highest >= config.vocab_size:

@@ -86,7 +86,8 @@ class KernelEngine:
     row_dtype = torch.float32
 
     def __init__(self, model: Transformer, start: int, stop: int, context: int) -> None:
-        self.model, self.layers, self.count, self.context = model, model.blocks[start:stop], stop - start, context
+        self.model, self.count, self.context = model, stop - start, context
+        self.layers = model.blocks[start:stop]
         self._kept: list[Tensor | kernels.Packed | None] = []
         self.slots, self.lowest = slots_of(model, self.count, context, torch.float32), start == 0
         self._layers = (LAYER * self.count)(*map(self._layer, self.layers, self.slots))
@@ -135,9 +136,9 @@ class KernelEngine:
         return self._carry(self.model.place(x, start) if self.lowest else x, start)
 
     def run_together(self, others: Sequence[KernelEngine], x: Tensor, numbers: Tensor, positions: Tensor) -> Tensor:
-        """Rows [n, hidden] of several texts after the span: x[r] stands at positions[r] of the text of engine numbers[r].
+        """Rows [n, hidden] of several texts after the span: x[r] is at positions[r] of the text of engine numbers[r].
 
-        The engines are this one and the others, of the same layers and context. A row's result is what its own engine gives.
+        The engines are this one and the others, of the same layers and context; each row is what its own would give.
         """
         texts = torch.tensor([ctypes.addressof(engine._layers) for engine in (self, *others)])
         return self._carry(self.model.place(x, positions) if self.lowest else x, 0, texts, numbers, positions)

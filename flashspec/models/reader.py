@@ -97,29 +97,33 @@ class SpanReader(Reader):
     def entering(self, tokens: Tensor) -> Tensor:
         """Rows [n - seen, hidden] of the unread tokens as they come into the span."""
         new = slice(self.seen, len(tokens))
-        return self.model.embed(tokens[new]).to(self.rows.dtype) if self.below is None else self.below.trunk[new].clone()
+        if self.below is None:
+            return self.model.embed(tokens[new]).to(self.rows.dtype)
+        return self.below.trunk[new].clone()
 
 
 @torch.inference_mode()
 def read_together(readers: Sequence[Reader], texts: Sequence[Tensor]) -> list[Reads]:
-    """What `read` of each reader does with its own text [n]: in one pass over the weights where the kernels compute them all."""
-    first, *others = readers
-    engines = [reader.engine for reader in readers if type(reader) is SpanReader and isinstance(reader.engine, KernelEngine)]
-    if not others or len(engines) < len(readers) or len({(*map(id, e.layers), e.context) for e in engines}) > 1:
+    """What `read` of each reader does with its own text [n]: in one pass over the weights, where the kernels compute it."""
+    own = [each for each in readers if type(each) is SpanReader and isinstance(each.engine, KernelEngine)]
+    engines = [cast(KernelEngine, reader.engine) for reader in own]
+    kinds = {(*map(id, engine.layers), engine.context) for engine in engines}
+    if len(readers) == 1 or len(own) < len(readers) or len(kinds) > 1:
         return [reader.read(text) for reader, text in zip(readers, texts, strict=True)]
-    own = cast(list[SpanReader], readers)
     below = [reader.below for reader in own if reader.below is not None]
     lower = read_together(below, texts) if below else [()] * len(own)
+    new, entering = list[range](), list[Tensor]()
     for reader, text in zip(own, texts, strict=True):
         reader.fits(text)
-    new = [range(reader.seen, max(reader.seen, len(text))) for reader, text in zip(own, texts, strict=True)]
+        new.append(range(reader.seen, max(reader.seen, len(text))))
+        entering.append(reader.entering(text))
     numbers = torch.tensor([number for number, places in enumerate(new) for _ in places])
     positions = torch.tensor([position for places in new for position in places])
-    entering = torch.cat([reader.entering(text) for reader, text in zip(own, texts, strict=True)])
-    rows = engines[0].run_together(engines[1:], entering, numbers, positions) if len(entering) else entering
+    rows = torch.cat(entering)
+    rows = engines[0].run_together(engines[1:], rows, numbers, positions) if len(rows) else rows
     for reader, places, found in zip(own, new, rows.split([*map(len, new)]), strict=True):
         reader.rows[places.start : places.stop] = found
-    return [(*under, reader.advance(len(text))) for under, reader, text in zip(lower, own, texts, strict=True)]
+    return [(*under, reader.advance(places.stop)) for under, reader, places in zip(lower, own, new, strict=True)]
 
 
 def engine_for(model: Transformer, start: int, stop: int, context: int) -> Engine:
