@@ -109,7 +109,7 @@ void fs_best_numbers(const float *values, int64_t rows, int64_t count, int64_t w
 int64_t fs_scratch(const Shape *s, int64_t rows, int64_t threads) { return carrying(s, rows, threads); }
 
 // Carry x [rows, hidden] in place through `count` layers, see Places; scratch is for `threads`.
-void fs_span(const Shape *s, const Layer *layers, int64_t count, float *x, int64_t rows, int64_t start, const Layer *const *texts, const int64_t *numbers, const int64_t *positions, int64_t threads, float *scratch) {
+void fs_span(const Shape *s, const Layer *layers, int64_t count, float *x, int64_t rows, int64_t start, const Layer **texts, const int64_t *numbers, const int64_t *positions, int64_t threads, float *scratch) {
     Places places = {start, texts, numbers, positions};
 #pragma omp parallel num_threads((int)threads)
     carry(s, layers, count, x, rows, places, scratch);

@@ -55,7 +55,7 @@ typedef struct {
 // of its own text's layers, which `texts[numbers[r]]` points to.
 typedef struct {
     int64_t start;
-    const Layer *const *texts;
+    const Layer **texts;
     const int64_t *numbers, *positions;
 } Places;
 
